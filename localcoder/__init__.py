@@ -1,0 +1,1 @@
+"""localcoder: a quantized local runtime for the DeepSeek-Coder models."""

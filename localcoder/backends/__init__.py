@@ -1,0 +1,1 @@
+"""Ways to compute a recorded program: `c`, `numba`, and the numpy reference."""

@@ -1,0 +1,110 @@
+"""What a backend is: it owns a KV store, compiles a recorded program, and replays it.
+
+`y = W x`: W is (n_out, n_in), rows contiguous, everywhere. Backends know tensors, blocks and pages; they know nothing
+of text or files.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import numpy as np
+
+from localcoder.backends.program import KVShape, Program, Step
+from localcoder.quants.spec import Bytes, Float32, QuantType
+
+
+class KVStore(ABC):
+    """Memory for `n_pages` pages of keys and values of every layer, on the backend's device.
+
+    Pages are not touched before they are written, so an unused page costs address space only.
+    """
+
+    shape: KVShape
+    n_pages: int
+
+    @property
+    @abstractmethod
+    def nbytes(self) -> int:
+        """Bytes of all pages."""
+
+    @abstractmethod
+    def copy_page(self, source: int, target: int) -> None:
+        """Copies a whole page, keys and values of all layers."""
+
+    @abstractmethod
+    def read_page(self, page: int) -> Bytes:
+        """All bytes of a page, layer by layer, keys before values (for saving a session)."""
+
+    @abstractmethod
+    def write_page(self, page: int, data: Bytes) -> None:
+        """Puts back what `read_page` returned."""
+
+
+class Executable(ABC):
+    """A program compiled for a backend, with its work buffers. Not safe for two threads at once: its owner locks."""
+
+    @abstractmethod
+    def run(self, step: Step) -> Float32:
+        """Replays the program; returns logits float32 [n_outputs, n_vocab], the caller's to keep."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Frees the work buffers; running afterwards is an error."""
+
+
+class Backend(ABC):
+    """One way to compute.
+
+    Attributes:
+        name: as in LOCALCODER_BACKEND.
+        description: one line for people: device, instruction set, threads.
+    """
+
+    name: str
+    description: str
+
+    @abstractmethod
+    def new_kv_store(self, shape: KVShape, n_pages: int) -> KVStore: ...
+
+    @abstractmethod
+    def compile(self, program: Program, kv: KVStore, max_tokens: int) -> Executable:
+        """Prepares `program` for steps of at most `max_tokens` tokens over `kv`."""
+
+    @abstractmethod
+    def quantize(self, qtype: QuantType, x: Float32) -> Bytes:
+        """float32 [n_rows, n] -> uint8 [n_rows, row_bytes], on all threads; equal to `qtype.quantize`."""
+
+    def close(self) -> None:  # noqa: B027  (nothing to stop, by default)
+        """Stops the backend's threads."""
+
+
+class HostKVStore(KVStore):
+    """Pages in ordinary memory.
+
+    `k` and `v` are uint8 [n_layer, n_pages, n_head_kv, page_size, row_bytes]; row_bytes holds head_dim values in
+    `kv_type`.
+    """
+
+    def __init__(self, shape: KVShape, n_pages: int, row_bytes: int) -> None:
+        self.shape = shape
+        self.n_pages = n_pages
+        dims = (shape.n_layer, n_pages, shape.n_head_kv, shape.page_size, row_bytes)
+        self.k = np.zeros(dims, np.uint8)
+        self.v = np.zeros(dims, np.uint8)
+
+    @property
+    def nbytes(self) -> int:
+        return self.k.nbytes + self.v.nbytes
+
+    def copy_page(self, source: int, target: int) -> None:
+        self.k[:, target] = self.k[:, source]
+        self.v[:, target] = self.v[:, source]
+
+    def read_page(self, page: int) -> Bytes:
+        return np.stack([self.k[:, page], self.v[:, page]], axis=1).reshape(-1)
+
+    def write_page(self, page: int, data: Bytes) -> None:
+        pair = data.reshape(self.k.shape[0], 2, *self.k.shape[2:])
+        self.k[:, page] = pair[:, 0]
+        self.v[:, page] = pair[:, 1]

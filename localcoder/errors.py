@@ -1,0 +1,63 @@
+"""Every error that localcoder raises on purpose.
+
+LocalcoderError
+├── FileError                 a file that cannot be used: the message names it, what was found and what was expected
+│   ├── GGUFError             not a GGUF file, damaged, or hostile
+│   └── CheckpointError       a Hugging Face checkpoint that cannot be read
+├── ModelError                a well-formed file whose model we cannot run (architecture, shapes, missing tensors)
+├── TokenizerError            a vocabulary that cannot be built, or text or ids that it cannot represent
+├── ContextLengthError        more tokens than the context holds
+├── OptionError               an argument out of its range or a name that does not exist
+├── BackendError              a backend, device or instruction set that was asked for and is not here
+└── OutputError               the result cannot be written (disk full, read-only, same file as the input)
+
+The terminal prints any of them on one line and exits with code 2.
+"""
+
+
+class LocalcoderError(Exception):
+    """Base of all errors raised by localcoder on purpose."""
+
+
+class FileError(LocalcoderError):
+    """A file that cannot be used.
+
+    `path` is the file; the message always starts with it.
+    """
+
+    def __init__(self, path: object, problem: str) -> None:
+        super().__init__(f"{path}: {problem}")
+        self.path = str(path)
+        self.problem = problem
+
+
+class GGUFError(FileError):
+    """Not a GGUF file, or one that is damaged or hostile."""
+
+
+class CheckpointError(FileError):
+    """A Hugging Face checkpoint (config, weights or tokenizer files) that cannot be read."""
+
+
+class ModelError(FileError):
+    """A well-formed file whose model cannot be run."""
+
+
+class TokenizerError(LocalcoderError):
+    """A vocabulary that cannot be built, or ids that it does not have."""
+
+
+class ContextLengthError(LocalcoderError):
+    """More tokens than the context holds."""
+
+
+class OptionError(LocalcoderError, ValueError):
+    """An argument out of its range, or a name that does not exist."""
+
+
+class BackendError(LocalcoderError):
+    """A backend, device or instruction set that was asked for and is not available here."""
+
+
+class OutputError(FileError):
+    """A result that cannot be written."""

@@ -1,0 +1,152 @@
+"""A model ready to run: weights, recorded program, KV pages, one backend. Immutable but for the pages' contents.
+
+The engine knows token ids and positions; it knows no text and keeps no conversation: that is a session's.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from localcoder.backends.base import Backend
+from localcoder.backends.program import Step
+from localcoder.errors import ContextLengthError, OptionError
+from localcoder.files.gguf_reader import GGUFFile
+from localcoder.model.hyperparameters import read_hyperparameters
+from localcoder.model.kv_cache import PagedKV, SequencePages
+from localcoder.model.llama import bind_weights, record
+from localcoder.quants.spec import Float32
+
+PAGE_SIZE = 64
+MAX_CTX = 1 << 20
+N_UBATCH = 512  # most tokens computed in one step
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """New tokens of one sequence, and how many of their rows' logits are wanted, counted from the end."""
+
+    sequence: SequencePages
+    tokens: NDArray[np.int32]
+    n_logits: int = 1
+
+
+class Engine:
+    """Runs steps over a loaded file. Safe for several threads: steps take turns.
+
+    Args:
+        file: an open GGUF file; stays open as long as the engine.
+        backend: where to compute.
+        n_ctx: positions a sequence can hold; default: what the model was trained for.
+        n_sequences: how many full-length sequences fit in the KV cache.
+        n_ubatch: most tokens computed in one step; longer inputs are cut.
+        kv_type: format of the KV cache.
+
+    Attributes:
+        notes: one line for each thing that a user should know about how the file was read.
+    """
+
+    def __init__(
+        self,
+        file: GGUFFile,
+        backend: Backend,
+        *,
+        n_ctx: int | None = None,
+        n_sequences: int = 1,
+        n_ubatch: int = N_UBATCH,
+        kv_type: str = "f16",
+    ) -> None:
+        self.file = file
+        self.backend = backend
+        self.hyperparameters = hp = read_hyperparameters(file)
+        self.n_ctx = hp.n_ctx_train if n_ctx is None else n_ctx
+        if not 1 <= self.n_ctx <= MAX_CTX:
+            raise OptionError(f"n_ctx is {self.n_ctx}; expected 1 to {MAX_CTX}")
+        self.notes = list(hp.assumptions)
+        if self.n_ctx > hp.n_ctx_train:
+            self.notes.append(f"n_ctx {self.n_ctx} is beyond the {hp.n_ctx_train} positions the model was trained for")
+        if n_ubatch < 1 or n_sequences < 1:
+            raise OptionError(f"n_ubatch ({n_ubatch}) and n_sequences ({n_sequences}) must be at least 1")
+        self.n_ubatch = min(n_ubatch, self.n_ctx * n_sequences)
+        program = record(hp, bind_weights(file, hp), n_ctx=self.n_ctx, page_size=PAGE_SIZE, kv_type=kv_type)
+        n_pages = n_sequences * -(-self.n_ctx // PAGE_SIZE)
+        try:
+            self._store = backend.new_kv_store(program.kv, n_pages)
+        except MemoryError:
+            raise OptionError(
+                f"no memory for a KV cache of {n_sequences} x {self.n_ctx} positions; choose a smaller n_ctx"
+            ) from None
+        self._executable = backend.compile(program, self._store, self.n_ubatch)
+        self._lock = threading.Lock()
+        self._kv = PagedKV(self._store)
+
+    @property
+    def n_vocab(self) -> int:
+        return self.hyperparameters.n_vocab
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes of the whole KV cache (pages never used stay untouched)."""
+        return self._store.nbytes
+
+    def new_sequence(self) -> SequencePages:
+        return SequencePages(self._kv)
+
+    def evaluate(self, chunks: Sequence[Chunk]) -> Float32:
+        """Appends the chunks' tokens to their sequences; returns the wanted logits, float32 [sum of n_logits, n_vocab].
+
+        Chunks of any number of sequences are computed together, cut into steps of `n_ubatch` tokens. Each sequence may
+        occur once.
+
+        Raises:
+            ContextLengthError: a sequence would outgrow n_ctx, or no page is free. Nothing has been appended then.
+            OptionError: a token id outside the vocabulary.
+        """
+        for chunk in chunks:
+            n_total = chunk.sequence.n_past + len(chunk.tokens)
+            if n_total > self.n_ctx:
+                raise ContextLengthError(f"{n_total} tokens do not fit in a context of {self.n_ctx}")
+            if len(chunk.tokens) and not (chunk.tokens.min() >= 0 and chunk.tokens.max() < self.n_vocab):
+                raise OptionError(f"token ids must be 0 to {self.n_vocab - 1}")
+            if not 0 <= chunk.n_logits <= len(chunk.tokens):
+                raise OptionError(f"{chunk.n_logits} rows of logits wanted of {len(chunk.tokens)} tokens")
+        with self._lock:
+            for chunk in chunks:
+                chunk.sequence.reserve(len(chunk.tokens))
+            pieces = [self._executable.run(step) for step in self._steps(chunks)]
+            for chunk in chunks:
+                chunk.sequence.n_past += len(chunk.tokens)
+        return np.concatenate(pieces) if pieces else np.empty((0, self.n_vocab), np.float32)
+
+    def _steps(self, chunks: Sequence[Chunk]) -> list[Step]:
+        def joined(parts: list[NDArray[np.int32]]) -> NDArray[np.int32]:
+            return np.concatenate(parts).astype(np.int32)
+
+        if not sum(len(c.tokens) for c in chunks):
+            return []
+        tokens = joined([np.asarray(c.tokens) for c in chunks])
+        positions = joined([c.sequence.n_past + np.arange(len(c.tokens), dtype=np.int32) for c in chunks])
+        sequences = joined([np.full(len(c.tokens), i, np.int32) for i, c in enumerate(chunks)])
+        wanted = np.concatenate([np.arange(len(c.tokens)) >= len(c.tokens) - c.n_logits for c in chunks])
+        page_table = np.zeros((len(chunks), max(len(c.sequence.pages) for c in chunks)), np.int32)
+        for row, chunk in zip(page_table, chunks):
+            row[: len(chunk.sequence.pages)] = chunk.sequence.pages
+        cuts = [slice(at, at + self.n_ubatch) for at in range(0, len(tokens), self.n_ubatch)]
+        return [
+            Step(
+                tokens[cut],
+                positions[cut],
+                sequences[cut],
+                page_table,
+                np.flatnonzero(wanted[cut]).astype(np.int32),
+            )
+            for cut in cuts
+        ]
+
+    def close(self) -> None:
+        """Frees the work buffers and the KV cache."""
+        self._executable.close()

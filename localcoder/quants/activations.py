@@ -1,0 +1,25 @@
+"""How activations are rounded before they meet a block of integers.
+
+`q8`: groups of 32 values share one float32 scale d = max|x| / 127; q = x / d rounded to nearest even. Group scales are
+kept in single precision because outlier channels make the scale itself matter. Every backend uses this definition, so
+their results differ only by the order of additions.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from localcoder.quants.rounding import reciprocal_or_zero
+from localcoder.quants.spec import Float32
+
+Q8_GROUP = 32
+
+
+def quantize_q8(x: Float32) -> tuple[Float32, NDArray[np.int8]]:
+    """float32 [..., n] -> (scales float32 [..., n/32], codes int8 [..., n]). n must be a multiple of 32."""
+    groups = np.ascontiguousarray(x, np.float32).reshape(*x.shape[:-1], -1, Q8_GROUP)
+    extreme = np.abs(groups).max(axis=-1)
+    inverse = np.float32(127) * reciprocal_or_zero(extreme)
+    codes = np.rint(groups * inverse[..., None]).astype(np.int8).reshape(x.shape)
+    return extreme / np.float32(127), codes
