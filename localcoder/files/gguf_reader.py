@@ -258,7 +258,7 @@ class _Part:
         if kind == _STRING:
             return self._string(what)
         if kind != _ARRAY:
-            return self._scalar(kind, what)  # type: ignore[no-any-return]
+            return self._scalar(kind, what)
         element, n = self._u32(f"{what}, element type"), self._u64(f"{what}, length")
         if element == _STRING:
             return self._strings(n, what)
@@ -322,7 +322,7 @@ class _Part:
             if shape[-1] % qtype.block_elems:
                 raise GGUFError(
                     self.path,
-                    f"tensor {name}: rows of {shape[-1]} values; {qtype.name} needs whole blocks of {qtype.block_elems}",
+                    f"tensor {name}: rows of {shape[-1]} values; {qtype.name} has blocks of {qtype.block_elems}",
                 )
             row_bytes = qtype.row_bytes(shape[-1])
             n_bytes = math.prod(shape[:-1]) * row_bytes
