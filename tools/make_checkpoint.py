@@ -1,0 +1,327 @@
+"""Makes models of the DeepSeek-Coder shapes with random weights, for tests and measurements.
+
+    python tools/make_checkpoint.py OUT --shape 1.3b             a Hugging Face checkpoint: bf16, sharded safetensors
+    python tools/make_checkpoint.py OUT --hidden 256 --layers 2  another shape (see --help)
+
+Weights are normally distributed and scaled so that activations stay of order one through all layers, as in a trained
+model. To be quick, matrices repeat a pool of random values, each from a random start; the pool's length is odd, so
+that its repetitions do not line up with rows.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from localcoder.convert.config import ModelConfig, read_config
+from localcoder.convert.layout import TensorSpec, tensors_of
+from localcoder.quants import QuantType, by_name
+from localcoder.quants.spec import Bytes, Float32
+
+POOL_VALUES = 1 << 23
+SHAPES: dict[str, dict[str, int]] = {
+    "1.3b": {"hidden": 2048, "layers": 24, "heads": 16, "kv_heads": 16, "ff": 5504},
+    "5.7b-mqa": {"hidden": 4096, "layers": 32, "heads": 32, "kv_heads": 1, "ff": 11008},
+    "6.7b": {"hidden": 4096, "layers": 32, "heads": 32, "kv_heads": 32, "ff": 11008},
+    "33b": {"hidden": 7168, "layers": 62, "heads": 56, "kv_heads": 8, "ff": 19200},
+}
+SPECIAL_TOKENS = [
+    "<｜begin▁of▁sentence｜>",
+    "<｜end▁of▁sentence｜>",
+    "<｜fim▁hole｜>",
+    "<｜fim▁begin｜>",
+    "<｜fim▁end｜>",
+    "<pad>",
+    "<|User|>",
+    "<|Assistant|>",
+    "<|EOT|>",
+]
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}"
+    "{{ '### Instruction:\n' + message['content'] + '\n' }}{% else %}"
+    "{{ '### Response:\n' + message['content'] + '\n<|EOT|>\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '### Response:\n' }}{% endif %}"
+)
+SHARED_TOKENIZER = Path(__file__).resolve().parents[2] / "shared" / "deepseek-coder"
+
+
+def make_config(
+    *,
+    hidden: int,
+    layers: int,
+    heads: int,
+    kv_heads: int,
+    ff: int,
+    head_dim: int | None = None,
+    vocab: int = 32256,
+    n_ctx: int = 16384,
+    rope_theta: float = 100000.0,
+    rope_factor: float | None = 4.0,
+    tied: bool = False,
+    new_style: bool = False,
+) -> dict[str, Any]:
+    """A config.json in the older style (`rope_scaling` + `rope_theta`) or the newer one (`rope_parameters`)."""
+    scaling = None if rope_factor is None else {"type": "linear", "factor": rope_factor}
+    config: dict[str, Any] = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_act": "silu",
+        "hidden_size": hidden,
+        "intermediate_size": ff,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "max_position_embeddings": n_ctx,
+        "rms_norm_eps": 1e-6,
+        "tie_word_embeddings": tied,
+        "vocab_size": vocab,
+    }
+    if head_dim:
+        config["head_dim"] = head_dim
+    if new_style:
+        kind = {"rope_type": "default"} if scaling is None else {"rope_type": "linear", "factor": rope_factor}
+        config["rope_parameters"] = {"rope_theta": rope_theta, **kind}
+    else:
+        config |= {"rope_theta": rope_theta, "rope_scaling": scaling}
+    return config
+
+
+class RandomWeights:
+    """Random tensors of one model, as streams of blocks."""
+
+    def __init__(self, config: ModelConfig, seed: int) -> None:
+        self._config = config
+        self._rng = np.random.default_rng(seed)
+        self._pool = cache(self._make_pool)
+
+    def _spread(self, name: str) -> float:
+        """Standard deviation of a matrix, for outputs of order one; the branches add up over the layers."""
+        config = self._config
+        if name == "output.weight":
+            return 3 / config.n_embd**0.5
+        if name.endswith("attn_output.weight"):
+            return (2 * config.n_layer * config.n_head * config.head_dim) ** -0.5
+        if name.endswith("ffn_down.weight"):
+            return (2 * config.n_layer * config.n_ff) ** -0.5
+        return config.n_embd**-0.5
+
+    def _make_pool(self, qtype: QuantType, spread: float) -> Bytes:
+        """uint8 [n_blocks, block_bytes], n_blocks odd; about POOL_VALUES values."""
+        n_blocks = POOL_VALUES // qtype.block_elems + 1
+        x = np.float32(spread) * self._rng.standard_normal(n_blocks * qtype.block_elems, np.float32)
+        return qtype.quantize(x).reshape(n_blocks, qtype.block_bytes)
+
+    def vector(self, n: int) -> Float32:
+        return (1 + 0.1 * self._rng.standard_normal(n)).astype(np.float32)
+
+    def stream(self, spec: TensorSpec, qtype: QuantType) -> Iterator[Bytes]:
+        """The bytes of a tensor in `qtype`, in pieces."""
+        if len(spec.shape) == 1:
+            yield qtype.quantize(self.vector(spec.shape[0]))
+            return
+        pool = self._pool(qtype, self._spread(spec.name))
+        left = int(np.prod(spec.shape[:-1])) * qtype.row_bytes(spec.shape[-1]) // qtype.block_bytes
+        at = int(self._rng.integers(len(pool)))
+        while left:
+            piece = pool[at : at + left]
+            yield piece.reshape(-1)
+            left -= len(piece)
+            at = 0
+
+
+# -- Hugging Face layout
+
+
+@dataclass
+class Shard:
+    name: str
+    tensors: list[TensorSpec]
+
+
+def cut_into_shards(specs: list[TensorSpec], qtype: QuantType, shard_bytes: int, stem: str, suffix: str) -> list[Shard]:
+    """Fills shards in order; a tensor larger than `shard_bytes` gets one to itself."""
+    groups: list[list[TensorSpec]] = [[]]
+    size = 0
+    for spec in specs:
+        n_bytes = int(np.prod(spec.shape)) * qtype.block_bytes
+        if groups[-1] and size + n_bytes > shard_bytes:
+            groups.append([])
+            size = 0
+        groups[-1].append(spec)
+        size += n_bytes
+    if len(groups) == 1:
+        return [Shard(f"{stem}.{suffix}", groups[0])]
+    return [Shard(f"{stem}-{i:05}-of-{len(groups):05}.{suffix}", group) for i, group in enumerate(groups, 1)]
+
+
+def write_safetensors(path: Path, specs: list[TensorSpec], qtype: QuantType, weights: RandomWeights) -> None:
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    at = 0
+    for spec in specs:
+        end = at + int(np.prod(spec.shape)) * qtype.block_bytes
+        header[spec.checkpoint_name] = {"dtype": qtype.name.upper(), "shape": spec.shape, "data_offsets": [at, end]}
+        at = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as f:
+        f.write(len(text).to_bytes(8, "little") + text)
+        for spec in specs:
+            for piece in weights.stream(spec, qtype):
+                f.write(piece.data)
+
+
+def write_torch(path: Path, specs: list[TensorSpec], qtype: QuantType, weights: RandomWeights) -> None:
+    import torch
+
+    dtype = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}[qtype.name]
+    tensors = {}
+    for spec in specs:
+        data = np.concatenate(list(weights.stream(spec, qtype)))
+        tensors[spec.checkpoint_name] = torch.from_numpy(data).view(dtype).reshape(spec.shape)
+    torch.save(tensors, path)
+
+
+def write_checkpoint(
+    folder: Path,
+    config: dict[str, Any],
+    *,
+    dtype: str = "bf16",
+    file_format: str = "safetensors",
+    shard_bytes: int = 4 << 30,
+    seed: int = 0,
+) -> None:
+    """Writes config.json, the weights and their index. `file_format` is `safetensors` or `bin` (needs torch)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    torch_name = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}[dtype]
+    _write_json(folder / "config.json", {**config, "torch_dtype": torch_name})
+    model = read_config(config, folder / "config.json")
+    weights = RandomWeights(model, seed)
+    qtype = by_name(dtype)
+    specs = list(tensors_of(model))
+    stem, suffix, write = {
+        "safetensors": ("model", "safetensors", write_safetensors),
+        "bin": ("pytorch_model", "bin", write_torch),
+    }[file_format]
+    shards = cut_into_shards(specs, qtype, shard_bytes, stem, suffix)
+    for shard in shards:
+        write(folder / shard.name, shard.tensors, qtype, weights)
+    if len(shards) > 1:
+        total = sum(int(np.prod(spec.shape)) for spec in specs) * qtype.block_bytes
+        weight_map = {spec.checkpoint_name: shard.name for shard in shards for spec in shard.tensors}
+        _write_json(
+            folder / f"{stem}.{suffix}.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map}
+        )
+
+
+def _write_json(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False), encoding="utf-8")
+
+
+# -- tokenizers
+
+
+def write_tokenizer(folder: Path, n_tokens: int) -> None:
+    """A small byte-level BPE of at most `n_tokens` tokens, cut like the family's and with its special tokens last.
+
+    It is trained on the text of this file.
+    """
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    if n_tokens < 256 + len(SPECIAL_TOKENS):
+        raise ValueError(f"{n_tokens} tokens cannot hold 256 bytes and {len(SPECIAL_TOKENS)} special tokens")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            *(
+                pre_tokenizers.Split(Regex(pattern), "isolated")
+                for pattern in (r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥ࠀ-一가-\ud7ff]+")
+            ),
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=n_tokens - len(SPECIAL_TOKENS),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([Path(__file__).read_text(encoding="utf-8")], trainer)
+    tokenizer.add_special_tokens(SPECIAL_TOKENS)
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    _write_json(
+        folder / "tokenizer_config.json",
+        {
+            "add_bos_token": True,
+            "add_eos_token": False,
+            "bos_token": SPECIAL_TOKENS[0],
+            "eos_token": SPECIAL_TOKENS[1],
+            "pad_token": "<pad>",
+            "chat_template": CHAT_TEMPLATE,
+            "tokenizer_class": "LlamaTokenizerFast",
+        },
+    )
+
+
+def add_tokenizer(folder: Path, n_vocab: int) -> None:
+    """The family's tokenizer where it is beside the project and fits, else a small one."""
+    source = SHARED_TOKENIZER / "tokenizer.json"
+    if n_vocab >= 32022 and source.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, folder / "tokenizer.json")
+        shutil.copyfile(SHARED_TOKENIZER / "tokenizer_config.base.json", folder / "tokenizer_config.json")
+    else:
+        write_tokenizer(folder, min(n_vocab, 1024))
+
+
+# -- command line
+
+
+@click.command(help=__doc__)
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--shape", type=click.Choice(list(SHAPES)), help="A member of the family; other options change it.")
+@click.option("--hidden", type=int, help="Width of the residual stream.")
+@click.option("--layers", type=int, help="Number of layers.")
+@click.option("--heads", type=int, help="Number of query heads.")
+@click.option("--kv-heads", type=int, help="Number of KV heads.")
+@click.option("--ff", type=int, help="Width of the feed-forward part.")
+@click.option("--head-dim", type=int, help="Width of a head, where it is not hidden / heads.")
+@click.option("--vocab", type=int, default=32256, show_default=True, help="Rows of the embedding.")
+@click.option("--ctx", "n_ctx", type=int, default=16384, show_default=True, help="max_position_embeddings.")
+@click.option("--rope-factor", type=float, default=4.0, show_default=True, help="Linear RoPE scaling; 0: none.")
+@click.option("--tied", is_flag=True, help="The output matrix is the embedding.")
+@click.option("--new-config", is_flag=True, help="Write rope_parameters instead of rope_scaling.")
+@click.option("--dtype", type=click.Choice(["bf16", "f16", "f32"]), default="bf16", show_default=True)
+@click.option("--format", "file_format", type=click.Choice(["safetensors", "bin"]), default="safetensors")
+@click.option("--shard-gb", type=float, default=4.0, show_default=True, help="Largest shard.")
+@click.option("--seed", type=int, default=0, show_default=True)
+def main(
+    out: Path,
+    shape: str | None,
+    file_format: str,
+    dtype: str,
+    shard_gb: float,
+    rope_factor: float,
+    new_config: bool,
+    seed: int,
+    **dimensions: Any,
+) -> None:
+    given = {key: value for key, value in dimensions.items() if value is not None}
+    dims = {"hidden": 256, "layers": 2, "heads": 8, "kv_heads": 4, "ff": 768} | SHAPES.get(shape or "", {}) | given
+    config = make_config(**dims, rope_factor=rope_factor or None, new_style=new_config)
+    add_tokenizer(out, config["vocab_size"])
+    write_checkpoint(out, config, dtype=dtype, file_format=file_format, shard_bytes=int(shard_gb * 2**30), seed=seed)
+    click.echo(f"wrote {out}", err=True)
+
+
+if __name__ == "__main__":
+    main()
