@@ -21,8 +21,7 @@ def _f32_to(x: Float32) -> Blocks:
 
 
 def _f16_to(x: Float32) -> Blocks:
-    with np.errstate(over="ignore"):
-        return x.astype("<f2").view(F16.block).reshape(-1)
+    return x.astype("<f2").view(F16.block).reshape(-1)
 
 
 def _bf16_from(blocks: Blocks) -> Float32:

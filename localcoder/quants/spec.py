@@ -19,6 +19,7 @@ from localcoder.errors import OptionError
 
 Float32 = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
+Codes = NDArray[Any]  # small integers: codes, sub-block scales and minimums
 Blocks = NDArray[Any]  # structured array [n_blocks] of a format's `block` dtype
 
 
@@ -32,7 +33,8 @@ class QuantType:
         block_elems: values a block.
         block: numpy dtype of one block, fields in file order, little-endian, packed.
         activation: what the other operand of a dot product is rounded to: `f32` (not at all) or `q8`
-            (`activations.quantize_q8`).
+            (`activations.quantize_q8`). Formats that are rare and only read (grids, ternary, 4-bit floats) say `f32`:
+            they run through `dequantize`.
         dequantize_blocks: Blocks [n] -> float32 [n, block_elems]; every bit pattern is legal input.
         quantize_blocks: float32 [n, block_elems] -> Blocks [n] by plain rounding, or None where a format is only read.
     """
@@ -64,13 +66,16 @@ class QuantType:
         if self.quantize_blocks is None:
             raise OptionError(f"{self.name}: can be read but not written")
         row_bytes = self.row_bytes(x.shape[-1])
-        blocks = self.quantize_blocks(np.ascontiguousarray(x, np.float32).reshape(-1, self.block_elems))
+        with np.errstate(over="ignore", invalid="ignore"):
+            blocks = self.quantize_blocks(np.ascontiguousarray(x, np.float32).reshape(-1, self.block_elems))
         return blocks.view(np.uint8).reshape(*x.shape[:-1], row_bytes)
 
     def dequantize(self, data: Bytes) -> Float32:
         """uint8 [..., row_bytes] -> float32 [..., n]."""
         blocks = np.ascontiguousarray(data, np.uint8).reshape(-1).view(self.block)
-        return self.dequantize_blocks(blocks).reshape(*data.shape[:-1], -1)
+        with np.errstate(over="ignore", invalid="ignore"):
+            values = self.dequantize_blocks(blocks)
+        return values.reshape(*data.shape[:-1], data.shape[-1] // self.block_bytes * self.block_elems)
 
     def __repr__(self) -> str:
         return f"QuantType({self.name})"
