@@ -7,6 +7,7 @@ of text or files.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -77,6 +78,15 @@ class Backend(ABC):
 
     def close(self) -> None:  # noqa: B027  (nothing to stop, by default)
         """Stops the backend's threads."""
+
+
+@dataclass(frozen=True)
+class InstructionSet:
+    """An instruction set that a backend knows: `reason` says why it is not usable here, None where it is."""
+
+    name: str
+    usable: bool
+    reason: str | None = None
 
 
 class HostKVStore(KVStore):

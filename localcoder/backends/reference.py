@@ -10,7 +10,7 @@ from functools import cache
 
 import numpy as np
 
-from localcoder.backends.base import Backend, Executable, HostKVStore, KVStore
+from localcoder.backends.base import Backend, Executable, HostKVStore, InstructionSet, KVStore
 from localcoder.backends.program import (
     Add,
     Attend,
@@ -32,9 +32,21 @@ from localcoder.quants.activations import quantize_q8
 from localcoder.quants.spec import Bytes, Float32, QuantTensor, QuantType
 
 
+def availability() -> str | None:
+    """Why the reference cannot run here: None, it always can."""
+    return None
+
+
+def instruction_sets() -> list[InstructionSet]:
+    return []
+
+
 class ReferenceBackend(Backend):
     name = "numpy"
     description = "numpy reference (slow; for testing)"
+
+    def __init__(self, threads: int = 1) -> None:
+        del threads  # numpy decides for itself
 
     def new_kv_store(self, shape: KVShape, n_pages: int) -> KVStore:
         return HostKVStore(shape, n_pages, by_name(shape.kv_type).row_bytes(shape.head_dim))

@@ -1,0 +1,153 @@
+"""Which backend computes, and why another does not.
+
+A backend is one line in `_BACKENDS`: a module with `availability() -> str | None` (None: usable; else the reason why
+not), `instruction_sets() -> list[InstructionSet]`, and a class made by `class_name(threads)`. Modules are imported only
+when they are asked about, and none may import its heavy libraries before it is opened.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+from dataclasses import asdict, dataclass
+from functools import cache
+from typing import Any
+
+from localcoder.backends.base import Backend, InstructionSet
+from localcoder.backends.threads import thread_count
+from localcoder.errors import BackendError, OptionError
+
+log = logging.getLogger("localcoder")
+
+
+@dataclass(frozen=True)
+class _Entry:
+    name: str
+    device: str
+    summary: str
+    module: str
+    class_name: str
+    automatic: bool = True  # may be chosen when nobody asks for it
+
+    def load(self) -> Any:
+        return importlib.import_module(self.module)
+
+    def unavailable_because(self) -> str | None:
+        try:
+            return self.load().availability()
+        except ModuleNotFoundError as error:
+            return f"{error.name} is not in this installation"
+
+    def open(self, threads: int) -> Backend:
+        return getattr(self.load(), self.class_name)(threads)
+
+
+_BACKENDS = (  # in order of preference
+    _Entry("c", "cpu", "C core with run-time choice of instruction set", "localcoder.backends.c", "CBackend"),
+    _Entry("numba", "cpu", "kernels compiled by numba", "localcoder.backends.numba", "NumbaBackend"),
+    _Entry("numpy", "cpu", "plain reference, for testing", "localcoder.backends.reference", "ReferenceBackend", False),
+)
+_DEVICES = ("auto", *dict.fromkeys(entry.device for entry in _BACKENDS))
+
+
+@dataclass(frozen=True)
+class BackendReport:
+    """What `localcoder devices` says about one backend.
+
+    Attributes:
+        usable: whether `open_backend` can open it here.
+        reason: why not, if it is not usable.
+        is_default: whether `open_backend()` opens it.
+        instruction_sets: those this build knows, best first.
+    """
+
+    name: str
+    device: str
+    description: str
+    usable: bool
+    reason: str | None
+    is_default: bool
+    instruction_sets: tuple[InstructionSet, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def open_backend(device: str = "auto", threads: int | None = None) -> Backend:
+    """The backend for `device` ("auto" or "cpu"), or the one that LOCALCODER_BACKEND names.
+
+    Args:
+        threads: default: LOCALCODER_THREADS, else the physical cores this process may use.
+
+    Raises:
+        OptionError: an unknown backend or device, or a bad number of threads.
+        BackendError: the backend or device is not available here; the message has the reason.
+    """
+    n_threads = thread_count(threads)
+    entry = _choose(device)
+    if _forced() is None and entry is not _BACKENDS[0]:
+        _warn_slower(entry.name)
+    return entry.open(n_threads)
+
+
+@cache  # once a process
+def _warn_slower(name: str) -> None:
+    best = _BACKENDS[0]
+    log.warning("running on %s, which is slower than %s: %s", name, best.name, best.unavailable_because())
+
+
+def survey() -> list[BackendReport]:
+    """Every backend of this version: is it usable here, and if not, why."""
+    try:
+        default = _choose("auto").name
+    except (BackendError, OptionError):
+        default = None
+    reports = []
+    for entry in _BACKENDS:
+        reason = entry.unavailable_because()
+        sets = () if reason else tuple(entry.load().instruction_sets())
+        reports.append(
+            BackendReport(entry.name, entry.device, entry.summary, reason is None, reason, entry.name == default, sets)
+        )
+    return reports
+
+
+def usable_backends() -> list[str]:
+    """Names of the backends that can be opened here."""
+    return [entry.name for entry in _BACKENDS if entry.unavailable_because() is None]
+
+
+def _forced() -> str | None:
+    return os.environ.get("LOCALCODER_BACKEND") or None
+
+
+def _choose(device: str) -> _Entry:
+    kind = device.partition(":")[0]
+    if kind == "cuda" and kind not in _DEVICES:
+        raise BackendError(f"device {device!r}: this version has no CUDA backend; use --device cpu")
+    if device not in _DEVICES:
+        raise OptionError(f"unknown device {device!r}; known: {', '.join(_DEVICES)}")
+    forced = _forced()
+    if forced is not None:
+        return _by_name(forced)
+    reasons = []
+    for entry in _BACKENDS:
+        if not entry.automatic or device not in ("auto", entry.device):
+            continue
+        reason = entry.unavailable_because()
+        if reason is None:
+            return entry
+        reasons.append(f"{entry.name}: {reason}")
+    raise BackendError(f"no backend for device {device!r} is usable here ({'; '.join(reasons)})")
+
+
+def _by_name(name: str) -> _Entry:
+    entry = next((e for e in _BACKENDS if e.name == name), None)
+    if entry is None:
+        names = ", ".join(e.name for e in _BACKENDS)
+        raise OptionError(f"LOCALCODER_BACKEND is {name!r}; known: {names}")
+    reason = entry.unavailable_because()
+    if reason is not None:
+        raise BackendError(f"LOCALCODER_BACKEND asks for {name}, which is not usable here: {reason}")
+    return entry
