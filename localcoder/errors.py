@@ -22,13 +22,23 @@ class LocalcoderError(Exception):
 class FileError(LocalcoderError):
     """A file that cannot be used.
 
-    `path` is the file; the message always starts with it.
+    `path` is the file; the message always starts with it. Both may quote what a stranger wrote, so the message is made
+    printable: one line of bounded length, without control characters.
     """
 
     def __init__(self, path: object, problem: str) -> None:
-        super().__init__(f"{path}: {problem}")
+        if len(problem) > _MAX_PROBLEM:
+            problem = f"{problem[: _MAX_PROBLEM // 2]} … {problem[-_MAX_PROBLEM // 2 :]}"
+        super().__init__(_printable(f"{path}: {problem}"))
         self.path = str(path)
-        self.problem = problem
+        self.problem = _printable(problem)
+
+
+_MAX_PROBLEM = 600
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 class GGUFError(FileError):
