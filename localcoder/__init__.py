@@ -1,1 +1,83 @@
-"""localcoder: a quantized local runtime for the DeepSeek-Coder models."""
+"""localcoder: a quantized local runtime for the DeepSeek-Coder models.
+
+    from localcoder import Coder
+
+    with Coder() as coder:
+        print(coder.complete("def fibonacci(n):"))
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from localcoder.coder import Coder
+    from localcoder.errors import (
+        BackendError,
+        CheckpointError,
+        ContextLengthError,
+        FileError,
+        GGUFError,
+        LocalcoderError,
+        ModelError,
+        NumericsError,
+        OptionError,
+        OutputError,
+        TokenizerError,
+    )
+    from localcoder.session.generation import Completion, Timings
+    from localcoder.session.options import GenerationOptions
+
+    __version__: str
+
+__all__ = [
+    "BackendError",
+    "CheckpointError",
+    "Coder",
+    "Completion",
+    "ContextLengthError",
+    "FileError",
+    "GGUFError",
+    "GenerationOptions",
+    "LocalcoderError",
+    "ModelError",
+    "NumericsError",
+    "OptionError",
+    "OutputError",
+    "Timings",
+    "TokenizerError",
+    "__version__",
+]
+
+_HOMES = {  # imported when first asked for, so that `import localcoder` costs nothing
+    "Coder": "localcoder.coder",
+    "Completion": "localcoder.session.generation",
+    "GenerationOptions": "localcoder.session.options",
+    "Timings": "localcoder.session.generation",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'localcoder' has no attribute {name!r}")
+    value = _version() if name == "__version__" else _load(name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def _load(name: str) -> Any:
+    return getattr(importlib.import_module(_HOMES.get(name, "localcoder.errors")), name)
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("localcoder-runtime")
+    except PackageNotFoundError:
+        return "0+uninstalled"

@@ -9,6 +9,7 @@ LocalcoderError
 ├── ContextLengthError        more tokens than the context holds
 ├── OptionError               an argument out of its range or a name that does not exist
 ├── BackendError              a backend, device or instruction set that was asked for and is not here
+├── NumericsError             a computation whose result is not finite
 └── OutputError               the result cannot be written (disk full, read-only, same file as the input)
 
 The terminal prints any of them on one line and exits with code 2.
@@ -67,6 +68,10 @@ class OptionError(LocalcoderError, ValueError):
 
 class BackendError(LocalcoderError):
     """A backend, device or instruction set that was asked for and is not available here."""
+
+
+class NumericsError(LocalcoderError):
+    """A computation whose result is not finite: damaged weights, or a broken kernel."""
 
 
 class OutputError(FileError):

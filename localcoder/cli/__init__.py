@@ -1,1 +1,1 @@
-"""TBD"""
+"""The command `localcoder`: one click command per file."""

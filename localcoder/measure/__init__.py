@@ -1,1 +1,1 @@
-"""TBD"""
+"""What is learned by running a model: perplexity and speed."""

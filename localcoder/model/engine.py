@@ -82,6 +82,7 @@ class Engine:
             ) from None
         self._executable = backend.compile(program, self._store, self.n_ubatch)
         self._lock = threading.Lock()
+        self._closed = False
         self._kv = PagedKV(self._store)
 
     @property
@@ -104,7 +105,7 @@ class Engine:
 
         Raises:
             ContextLengthError: a sequence would outgrow n_ctx, or no page is free. Nothing has been appended then.
-            OptionError: a token id outside the vocabulary.
+            OptionError: a token id outside the vocabulary, or the engine is closed.
         """
         for chunk in chunks:
             n_total = chunk.sequence.n_past + len(chunk.tokens)
@@ -115,6 +116,8 @@ class Engine:
             if not 0 <= chunk.n_logits <= len(chunk.tokens):
                 raise OptionError(f"{chunk.n_logits} rows of logits wanted of {len(chunk.tokens)} tokens")
         with self._lock:
+            if self._closed:
+                raise OptionError("the model has been closed")
             for chunk in chunks:
                 chunk.sequence.reserve(len(chunk.tokens))
             pieces = [self._executable.run(step) for step in self._steps(chunks)]
@@ -148,5 +151,7 @@ class Engine:
         ]
 
     def close(self) -> None:
-        """Frees the work buffers and the KV cache."""
-        self._executable.close()
+        """Frees the work buffers and the KV cache once the step in progress is done; `evaluate` is an error then."""
+        with self._lock:
+            self._closed = True
+            self._executable.close()

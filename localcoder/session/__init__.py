@@ -1,1 +1,1 @@
-"""TBD"""
+"""One timeline of tokens: prefill, decoding, the sampler chain, stops."""

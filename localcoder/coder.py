@@ -1,0 +1,230 @@
+"""`Coder`: a model file, opened, as a script uses it."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.resources
+import logging
+import operator
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import fields
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from localcoder.backends.select import open_backend
+from localcoder.errors import FileError, OptionError
+from localcoder.files.gguf_reader import GGUFFile
+from localcoder.model.engine import N_UBATCH, Engine
+from localcoder.quants.spec import Float32
+from localcoder.session.generation import Completion, Generation
+from localcoder.session.options import GenerationArguments, GenerationOptions
+from localcoder.session.pool import SessionPool
+from localcoder.tokenizer.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from typing_extensions import Self, Unpack
+
+log = logging.getLogger("localcoder")
+
+EMBEDDED_MODEL = "python-9m.gguf"
+
+
+class Coder:
+    """A model, ready to write code.
+
+    Safe for several threads: every call works on a timeline of its own, and their steps take turns. What a call
+    computed is kept for later calls whose prompts begin the same way.
+
+    Args:
+        path: a GGUF file; default: the small demonstration model inside the package.
+        n_ctx: positions of the context; default: what the model was trained for.
+        threads: default: the cores this process may use.
+        device: "auto", or a device that `localcoder devices` lists.
+        n_sequences: how many full contexts the KV cache holds, for that many long texts at the same time.
+        n_ubatch: most tokens computed in one step.
+
+    Attributes:
+        path: the file.
+        notes: one line for each thing that was assumed about the file; also logged to the logger "localcoder".
+
+    Raises:
+        LocalcoderError: the file, an option or the device cannot be used; `localcoder.errors` has the tree.
+
+    Example:
+        >>> from localcoder import Coder
+        >>> with Coder() as coder:
+        ...     body = coder.complete("def add(a, b):", max_tokens=8)
+        >>> isinstance(body, str)
+        True
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        n_ctx: int | None = None,
+        threads: int | None = None,
+        device: str = "auto",
+        n_sequences: int = 1,
+        n_ubatch: int = N_UBATCH,
+    ) -> None:
+        with contextlib.ExitStack() as resources:
+            self.path = Path(path) if path is not None else resources.enter_context(embedded_model())
+            file = GGUFFile.open(self.path)
+            self._tokenizer = Tokenizer.from_gguf(file)
+            backend = open_backend(device, threads)
+            resources.callback(backend.close)
+            self._engine = Engine(file, backend, n_ctx=n_ctx, n_sequences=n_sequences, n_ubatch=n_ubatch)
+            resources.callback(self._engine.close)
+            self._resources = resources.pop_all()
+        self._closed = False
+        self._pool = SessionPool(self._engine)
+        self.notes = [*self._tokenizer.notes, *self._engine.notes]
+        for note in self.notes:
+            log.warning("%s: %s", self.path.name, note)
+
+    def complete(self, prompt: str, **options: Unpack[GenerationArguments]) -> str:
+        """The text that the model writes after `prompt` (which is not repeated).
+
+        Args:
+            prompt: text; BOS is put before it as the file says. What spells a special token stays text.
+            options: max_tokens=256, temperature=0.0, top_k=40, top_p=0.95, min_p=0.0, repeat_penalty=1.0,
+                repeat_last_n=64, seed=None, stop=(); `GenerationOptions` says what each does and may be.
+
+        Raises:
+            OptionError: an option out of its range, or unknown.
+            ContextLengthError: the prompt is longer than the context.
+
+        Example:
+            >>> with Coder() as coder:
+            ...     line = coder.complete("import os\\nimport ", stop="\\n", max_tokens=8)
+            >>> "\\n" in line
+            False
+        """
+        return self.generate(prompt, **options).text
+
+    def stream(self, prompt: str, **options: Unpack[GenerationArguments]) -> Iterator[str]:
+        """As `complete`, but yields the text piece by piece as it is written.
+
+        Leaving the loop early ends the generation. A wrong argument raises here, not at the first piece.
+
+        Example:
+            >>> with Coder() as coder:
+            ...     for piece in coder.stream("for i in ", max_tokens=8):
+            ...         print(piece, end="", flush=True)  # doctest: +SKIP
+        """
+        return iter(self.start(prompt, **options))
+
+    def generate(self, prompt: str, **options: Unpack[GenerationArguments]) -> Completion:
+        """As `complete`, with the finish reason, token counts and timings.
+
+        Example:
+            >>> with Coder() as coder:
+            ...     coder.generate("x = ", max_tokens=2).finish_reason
+            'length'
+        """
+        generation = self.start(prompt, **options)
+        for _ in generation:
+            pass
+        return generation.completion
+
+    def start(self, prompt: str, **options: Unpack[GenerationArguments]) -> Generation:
+        """A generation that has not begun: iterate over it for the text, then see its `completion`."""
+        unknown = set(options) - {spec.name for spec in fields(GenerationOptions)}
+        if unknown:
+            raise OptionError(f"unknown option {', '.join(sorted(unknown))}; see localcoder.GenerationOptions")
+        self._require_open()
+        tokens = self._tokenizer.tokenize(prompt)
+        return Generation(self._pool.lend, self._tokenizer, self.n_vocab, tokens, GenerationOptions(**options))
+
+    def tokenize(self, text: str, *, bos: bool | None = None, parse_special: bool = False) -> list[int]:
+        """Token ids of a text.
+
+        Args:
+            bos: whether to start with BOS; None: as the file says.
+            parse_special: whether text that spells a special token becomes that token.
+
+        Example:
+            >>> with Coder() as coder:
+            ...     coder.detokenize(coder.tokenize("x = 1"))
+            'x = 1'
+        """
+        return self._tokenizer.tokenize(text, bos=bos, parse_special=parse_special)
+
+    def detokenize(self, token_ids: Iterable[int], *, special: bool = False) -> str:
+        """The text of token ids. Special tokens add nothing, unless `special` spells them out."""
+        return self._tokenizer.detokenize(token_ids, special=special)
+
+    def logits(self, token_ids: Iterable[int]) -> Float32:
+        """What the model expects after each token: float32 [n_tokens, n_vocab], not normalized.
+
+        Raises:
+            OptionError: no ids, or one outside the vocabulary.
+            ContextLengthError: more ids than the context holds.
+
+        Example:
+            >>> with Coder() as coder:
+            ...     ids = coder.tokenize("def f(x):")
+            ...     coder.logits(ids).shape == (len(ids), coder.n_vocab)
+            True
+        """
+        tokens = [operator.index(i) for i in token_ids]
+        self._require_open()
+        with self._pool.lend(tokens) as session:
+            return session.score(tokens)
+
+    @property
+    def n_ctx(self) -> int:
+        """Positions of the context."""
+        return self._engine.n_ctx
+
+    @property
+    def n_vocab(self) -> int:
+        """Rows of the model's output; padding rows, which are never sampled, included."""
+        return self._engine.n_vocab
+
+    @property
+    def engine(self) -> Engine:
+        """The loaded model, for those who work with token ids and logits."""
+        return self._engine
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The file's tokenizer."""
+        return self._tokenizer
+
+    def close(self) -> None:
+        """Stops the threads and frees the KV cache; everything but `close` is an error afterwards.
+
+        A generation that still runs in another thread ends with that error, too.
+        """
+        self._resources.close()
+        self._closed = True
+
+    def __enter__(self) -> Self:
+        self._require_open()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise OptionError(f"the Coder of {self.path.name} is closed")
+
+
+def embedded_model() -> AbstractContextManager[Path]:
+    """The model inside the package, as a file for the duration of a `with` block.
+
+    Raises:
+        FileError: this installation has none.
+    """
+    resource = importlib.resources.files("localcoder") / "data" / EMBEDDED_MODEL
+    if not resource.is_file():
+        raise FileError(EMBEDDED_MODEL, "this installation has no embedded model; name a GGUF file")
+    return importlib.resources.as_file(resource)

@@ -1,0 +1,175 @@
+"""A generation: tokens become pieces of text, stop strings end it, and its course is timed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from localcoder.session.options import GenerationOptions
+from localcoder.session.sampler import Sampler
+from localcoder.session.session import Session
+from localcoder.tokenizer.tokenizer import StreamDecoder, Tokenizer
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class Timings:
+    """How long the parts took.
+
+    Attributes:
+        n_prefill: prompt tokens that were computed; the others were in the cache already.
+        prefill_tps: those tokens per second.
+        decode_tps: generated tokens per second after the first; 0 where there was one at most.
+        first_token_s: seconds from the start to the first token.
+        total_s: seconds from the start to the end.
+    """
+
+    n_prefill: int
+    prefill_tps: float
+    decode_tps: float
+    first_token_s: float
+    total_s: float
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What came of a generation.
+
+    Attributes:
+        finish_reason: "stop": the model ended its text, or a stop string came up; "length": max_tokens or the end of
+            the context. None: it was interrupted.
+        n_prompt_tokens: with BOS.
+        n_tokens: generated tokens; a token that only says "end of text" is not counted.
+        seed: with it and the same options the text can be made again.
+    """
+
+    text: str
+    finish_reason: FinishReason | None
+    n_prompt_tokens: int
+    n_tokens: int
+    seed: int
+    timings: Timings
+
+
+class StopStrings:
+    """Finds stop strings in text that comes in pieces; what may be the start of one is held back."""
+
+    def __init__(self, stop: Sequence[str]) -> None:
+        self._stop = tuple(stop)
+        self._held = ""
+        self.found = False
+
+    def feed(self, piece: str) -> str:
+        """The text that is certain now. Once a stop string is complete, `found` is set and nothing more comes."""
+        if self.found:
+            return ""
+        text = self._held + piece
+        found = [(at + len(s), at) for s in self._stop if (at := text.find(s)) >= 0]
+        if found:
+            self.found = True
+            self._held = ""
+            return text[: min(found)[1]]  # the one that is complete first, however the text was cut into pieces
+        n_held = max((_overlap(text, s) for s in self._stop), default=0)
+        self._held = text[len(text) - n_held :]
+        return text[: len(text) - n_held]
+
+    def flush(self) -> str:
+        """The end of the text: what was held back was no stop string."""
+        held, self._held = self._held, ""
+        return held
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of `text` that is a start of `stop`, shorter than it."""
+    longest = min(len(text), len(stop) - 1)
+    return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)
+
+
+class Generation:
+    """Iterate over it once for the pieces of text; `completion` then has the rest.
+
+    Args:
+        lend: gives a session for a `with` block, which lasts as long as the iteration.
+        n_vocab: rows of the model's output.
+        prompt: token ids, BOS included where the model wants it.
+    """
+
+    def __init__(
+        self,
+        lend: Callable[[Sequence[int]], AbstractContextManager[Session]],
+        tokenizer: Tokenizer,
+        n_vocab: int,
+        prompt: Sequence[int],
+        options: GenerationOptions,
+    ) -> None:
+        self._lend = lend
+        self._tokenizer = tokenizer
+        self._prompt = prompt
+        self._options = options
+        self._sampler = Sampler(options, np.flatnonzero(tokenizer.unsampleable(n_vocab)).tolist())
+        self._finish_reason: FinishReason | None = None
+        self._text: list[str] = []
+        self._times: list[float] = []  # the start, then each token
+        self._n_ends = 0
+        self._n_prefill = 0
+
+    def __iter__(self) -> Iterator[str]:
+        decoder = StreamDecoder(self._tokenizer)
+        stops = StopStrings(self._options.stop)
+        for token in self._timed_tokens():
+            piece = stops.feed(decoder.feed([token]))
+            if piece:
+                self._text.append(piece)
+                yield piece
+            if stops.found:
+                break
+        else:
+            self._finish_reason = "stop" if self._n_ends else "length"
+            piece = stops.feed(decoder.flush()) + stops.flush()
+            if piece:
+                self._text.append(piece)
+                yield piece
+        if stops.found:
+            self._finish_reason = "stop"
+
+    def _timed_tokens(self) -> Iterator[int]:
+        stop_ids = self._tokenizer.stop_ids
+        max_tokens = self._options.max_tokens
+        with self._lend(self._prompt) as session:
+            n_before = session.n_evaluated
+            self._times = [time.perf_counter()]
+            for token in session.generate(self._prompt, self._sampler, max_tokens=max_tokens, stop_ids=stop_ids):
+                self._times.append(time.perf_counter())
+                if len(self._times) == 2:
+                    self._n_prefill = session.n_evaluated - n_before
+                if token in stop_ids:
+                    self._n_ends += 1
+                else:
+                    yield token
+
+    @property
+    def completion(self) -> Completion:
+        """The result so far; complete once the iteration has ended."""
+        n_sampled = max(len(self._times) - 1, 0)
+        first = self._times[1] - self._times[0] if n_sampled else 0.0
+        decode = self._times[-1] - self._times[1] if n_sampled > 1 else 0.0
+        return Completion(
+            text="".join(self._text),
+            finish_reason=self._finish_reason,
+            n_prompt_tokens=len(self._prompt),
+            n_tokens=n_sampled - self._n_ends,
+            seed=self._sampler.seed,
+            timings=Timings(
+                n_prefill=self._n_prefill,
+                prefill_tps=self._n_prefill / first if first else 0.0,
+                decode_tps=(n_sampled - 1) / decode if decode else 0.0,
+                first_token_s=first,
+                total_s=first + decode,
+            ),
+        )

@@ -1,0 +1,161 @@
+"""A session: one timeline of tokens over an engine, and what of it is computed already.
+
+Callers hand in the FULL list of tokens each time; the session keeps what it shares with the last one. It knows token
+ids only, no text.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from localcoder.errors import ContextLengthError, OptionError
+from localcoder.model.engine import Chunk, Engine
+from localcoder.quants.spec import Float32
+
+if TYPE_CHECKING:
+    from localcoder.session.sampler import Sampler
+
+
+class Session:
+    """One timeline. Not for two threads at once, but any number of sessions may share an engine.
+
+    Whatever interrupts it (Ctrl-C, an error, a generator that is closed), the session stays usable: what was computed
+    completely is kept, the rest is forgotten.
+
+    Args:
+        make_room: called when the cache has no free page left; frees some and returns whether it could.
+
+    Attributes:
+        n_evaluated: tokens computed over the session's life; what is re-used is not counted again.
+    """
+
+    def __init__(self, engine: Engine, make_room: Callable[[], bool] = lambda: False) -> None:
+        self._engine = engine
+        self._make_room = make_room
+        self._sequence = engine.new_sequence()
+        self._tokens: list[int] = []
+        self._logits: Float32 | None = None  # after the last token, if that is known
+        self.n_evaluated = 0
+
+    @property
+    def tokens(self) -> list[int]:
+        """A copy of the tokens whose keys and values are in the cache."""
+        return self._tokens[: self._sequence.n_past]
+
+    def n_shared(self, tokens: Sequence[int]) -> int:
+        """How many leading tokens are in the cache already."""
+        pairs = zip(tokens, self.tokens)
+        return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+    def sync(self, tokens: Sequence[int]) -> Float32:
+        """Makes `tokens` the timeline, computing only what follows the shared prefix.
+
+        Returns:
+            The logits after the last token, float32 [n_vocab].
+
+        Raises:
+            OptionError: no tokens at all, or an id outside the vocabulary.
+            ContextLengthError: more tokens than the context holds; the timeline is unchanged then.
+        """
+        self._check(tokens)
+        n_kept = self.n_shared(tokens)
+        if n_kept == len(tokens) == self._sequence.n_past and self._logits is not None:
+            return self._logits
+        self._trim(min(n_kept, len(tokens) - 1))
+        return self._evaluate(tokens[self._sequence.n_past :])
+
+    def generate(
+        self,
+        prompt: Sequence[int],
+        sampler: Sampler,
+        *,
+        max_tokens: int | None = None,
+        stop_ids: Collection[int] = (),
+    ) -> Iterator[int]:
+        """Yields tokens that continue `prompt`, until one of `stop_ids` (which is yielded, too), `max_tokens`, or a
+        full context. A token is computed only when the next one is asked for.
+
+        Raises:
+            As `sync` and `Sampler.sample`.
+        """
+        logits = self.sync(prompt)
+        history = list(prompt)
+        n_left = self._engine.n_ctx - len(prompt) + 1  # the last token need not fit: nothing follows it
+        if max_tokens is not None:
+            n_left = min(n_left, max_tokens)
+        while True:
+            token = sampler.sample(logits, history)
+            history.append(token)
+            yield token
+            n_left -= 1
+            if token in stop_ids or n_left <= 0:
+                return
+            logits = self._evaluate([token])
+
+    def score(self, tokens: Sequence[int]) -> Float32:
+        """Computes `tokens` afresh; returns the logits after each of them, float32 [n_tokens, n_vocab].
+
+        Raises:
+            As `sync`.
+        """
+        self._check(tokens)
+        self._trim(0)
+        step = self._engine.n_ubatch
+        logits = np.empty((len(tokens), self._engine.n_vocab), np.float32)
+        for at in range(0, len(tokens), step):
+            piece = tokens[at : at + step]
+            self._tokens += piece
+            logits[at : at + step] = self._step(Chunk(self._sequence, _ids(piece), len(piece)))
+        return logits
+
+    def close(self) -> None:
+        """Gives the cache's pages back."""
+        self._trim(0)
+        self._sequence.close()
+
+    def _check(self, tokens: Sequence[int]) -> None:
+        if not tokens:
+            raise OptionError("no tokens at all; give at least one")
+        if len(tokens) > self._engine.n_ctx:
+            raise ContextLengthError(
+                f"{len(tokens)} tokens do not fit in a context of {self._engine.n_ctx}: "
+                "shorten the prompt or raise n_ctx"
+            )
+
+    def _trim(self, n_past: int) -> None:
+        self._logits = None
+        self._sequence.trim(n_past)
+        del self._tokens[n_past:]
+
+    def _evaluate(self, tokens: Sequence[int]) -> Float32:
+        """Appends tokens (at least one) step by step, so that an interruption keeps the steps that are done."""
+        self._logits = None
+        logits = np.empty((0, 0), np.float32)
+        step = self._engine.n_ubatch
+        for at in range(0, len(tokens), step):
+            piece = tokens[at : at + step]
+            del self._tokens[self._sequence.n_past :]
+            self._tokens += piece  # first: if the step is interrupted, n_past says that they do not count
+            logits = self._step(Chunk(self._sequence, _ids(piece), n_logits=int(at + step >= len(tokens))))
+            self.n_evaluated += len(piece)
+        self._logits = logits[0]
+        return self._logits
+
+    def _step(self, chunk: Chunk) -> Float32:
+        while True:
+            try:
+                return self._engine.evaluate([chunk])
+            except ContextLengthError:
+                if not self._make_room():
+                    raise
+
+
+def _ids(tokens: Sequence[int]) -> np.ndarray[tuple[int], np.dtype[np.int32]]:
+    try:
+        return np.array(tokens, np.int32)
+    except OverflowError:
+        raise OptionError(f"token id {max(tokens, key=abs)} is outside the vocabulary") from None
