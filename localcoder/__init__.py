@@ -1,9 +1,9 @@
 """localcoder: a quantized local runtime for the DeepSeek-Coder models.
 
-    from localcoder import Coder
+from localcoder import Coder
 
-    with Coder() as coder:
-        print(coder.complete("def fibonacci(n):"))
+with Coder() as coder:
+    print(coder.complete("def fibonacci(n):"))
 """
 
 from __future__ import annotations

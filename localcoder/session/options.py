@@ -57,7 +57,9 @@ def _check_number(name: str, value: object, default: object, range_: Range, type
         return
     whole = str(type_).startswith("int")
     kind = "a whole number" if whole else "a number"
-    right_type = hasattr(value, "__index__") if whole else isinstance(value, (int, float)) or hasattr(value, "__float__")
+    right_type = (
+        hasattr(value, "__index__") if whole else isinstance(value, (int, float)) or hasattr(value, "__float__")
+    )
     if isinstance(value, (bool, str)) or not right_type:
         raise OptionError(f"{name} is {value!r}; expected {kind}")
     if math.isnan(value) or not range_.low <= value <= range_.high:  # type: ignore[arg-type, operator]

@@ -1,0 +1,137 @@
+"""The command `localcoder`: finds the subcommand, and turns every failure into one line and an exit code.
+
+Exit codes: 0 done, 2 an error that the message explains, 130 interrupted with Ctrl-C, 141 the reader of our output went
+away.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import importlib
+import io
+import logging
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any, NoReturn
+
+import click
+
+import localcoder
+from localcoder.errors import LocalcoderError
+
+# The help is repeated from the commands (a test compares them), so that `localcoder --help` imports none of them.
+COMMANDS = {
+    "run": "Complete a prompt.",
+    "convert": "Convert a Hugging Face checkpoint into a GGUF file.",
+    "inspect": "Show what is in a GGUF file.",
+    "tokenize": "Turn text into token ids.",
+    "perplexity": "Measure how well a model predicts a text.",
+    "bench": "Measure speed: prefill and decode.",
+    "devices": "Show what this machine can compute with, and what is used.",
+}
+EXIT_ERROR = 2
+EXIT_INTERRUPTED = 128 + 2
+EXIT_BROKEN_PIPE = 128 + 13
+
+
+class CommandLine(click.Group):
+    """A group whose command NAME is the object NAME of the module localcoder.cli.NAME, imported when it is used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = getattr(importlib.import_module(f"localcoder.cli.{cmd_name}"), cmd_name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+    def main(self, args: Sequence[str] | None = None, **options: Any) -> NoReturn:
+        """Runs a command line and exits the process; see the top of this file for the exit codes."""
+        _prepare_streams()
+        options |= {"standalone_mode": False, "prog_name": "localcoder"}
+        with _notes_on_stderr():
+            try:
+                code = super().main(args, **options)
+                sys.stdout.flush()
+            except (KeyboardInterrupt, click.Abort):
+                code = EXIT_INTERRUPTED
+            except click.ClickException as error:
+                code = _fail(error.format_message())
+            except LocalcoderError as error:
+                code = _fail(str(error))
+            except MemoryError:
+                code = _fail("out of memory")
+            except OSError as error:
+                code = _fail_os(error)
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def _show_version(ctx: click.Context, option: click.Parameter, value: bool) -> None:
+    if value:
+        click.echo(f"localcoder {localcoder.__version__}")
+        ctx.exit()
+
+
+@click.group(cls=CommandLine, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--version", is_flag=True, expose_value=False, is_eager=True, callback=_show_version, help="Show the version."
+)
+def main() -> None:
+    """A quantized local runtime for the DeepSeek-Coder models."""
+
+
+def one_line(text: str) -> str:
+    """Text from files or users, safe to show on a terminal: no line breaks, no escape sequences."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in " ".join(text.split()))
+
+
+def _fail(message: str) -> int:
+    with contextlib.suppress(OSError):
+        click.echo(f"localcoder: error: {one_line(message)}", err=True)
+    return EXIT_ERROR
+
+
+def _fail_os(error: OSError) -> int:
+    if error.errno == errno.EPIPE or isinstance(error, BrokenPipeError):
+        # Python flushes stdout once more at exit, and would complain then.
+        with contextlib.suppress(OSError, ValueError, io.UnsupportedOperation):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_BROKEN_PIPE
+    problem = error.strerror or str(error)
+    return _fail(f"{error.filename}: {problem}" if error.filename else problem)
+
+
+def _prepare_streams() -> None:
+    """UTF-8 in pipes and files whatever the locale; on a terminal its own encoding, never an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            if stream.isatty():
+                stream.reconfigure(errors="replace")
+            else:
+                stream.reconfigure(encoding="utf-8", errors="replace")
+
+
+class _NoteHandler(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        with contextlib.suppress(OSError):
+            click.echo(f"localcoder: note: {one_line(record.getMessage())}", err=True)
+
+
+@contextlib.contextmanager
+def _notes_on_stderr() -> Iterator[None]:
+    log = logging.getLogger("localcoder")
+    handler = _NoteHandler(logging.WARNING)
+    log.addHandler(handler)
+    propagate, log.propagate = log.propagate, False
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.propagate = propagate
