@@ -61,23 +61,15 @@ _HOMES = {  # imported when first asked for, so that `import localcoder` costs n
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'localcoder' has no attribute {name!r}")
-    value = _version() if name == "__version__" else _load(name)
+    if name == "__version__":
+        from localcoder.version import package_version
+
+        value: Any = package_version()
+    else:
+        value = getattr(importlib.import_module(_HOMES.get(name, "localcoder.errors")), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
-
-
-def _load(name: str) -> Any:
-    return getattr(importlib.import_module(_HOMES.get(name, "localcoder.errors")), name)
-
-
-def _version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("localcoder-runtime")
-    except PackageNotFoundError:
-        return "0+uninstalled"

@@ -9,6 +9,7 @@ import localcoder
 
 ROOMS = {
     "errors": 0,
+    "version": 0,
     "quants": 1,
     "files": 2,
     "tokenizer": 2,

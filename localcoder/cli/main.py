@@ -18,7 +18,6 @@ from typing import Any, NoReturn
 
 import click
 
-import localcoder
 from localcoder.errors import LocalcoderError
 
 # The help is repeated from the commands (a test compares them), so that `localcoder --help` imports none of them.
@@ -75,7 +74,9 @@ class CommandLine(click.Group):
 
 def _show_version(ctx: click.Context, option: click.Parameter, value: bool) -> None:
     if value:
-        click.echo(f"localcoder {localcoder.__version__}")
+        from localcoder.version import package_version
+
+        click.echo(f"localcoder {package_version()}")
         ctx.exit()
 
 
