@@ -1,1 +1,5 @@
-"""TBD"""
+"""Text to token ids and back, built from GGUF metadata on the `tokenizers` library; knows no tensors."""
+
+from localcoder.tokenizer.tokenizer import StreamDecoder, Tokenizer
+
+__all__ = ["StreamDecoder", "Tokenizer"]

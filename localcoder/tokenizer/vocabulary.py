@@ -1,0 +1,189 @@
+"""What a GGUF file says about its vocabulary, checked: tokens, what each is for, merges, special ids.
+
+Files differ by age and converter. Older ones type special tokens and padding as user-defined text and name neither the
+pre-tokenizer nor the infill tokens, so a token's spelling decides where its type is known to be unreliable.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+
+from localcoder.errors import TokenizerError
+from localcoder.files.gguf_reader import GGUFFile
+from localcoder.tokenizer.byte_level import BYTE_OF, NEEDED
+from localcoder.tokenizer.splits import SPLITS
+
+
+class TokenType(IntEnum):
+    """Values of `tokenizer.ggml.token_type`."""
+
+    NORMAL = 1  # made by merges, spelled in the byte alphabet
+    UNKNOWN = 2
+    CONTROL = 3  # never text
+    USER_DEFINED = 4  # text that is matched before BPE, spelled as it is
+    UNUSED = 5  # a row of padding: never made, never sampled
+    BYTE = 6
+
+
+# Role -> metadata keys (`tokenizer.ggml.…_token_id`, newest first) and the family's spelling of the token.
+SPECIAL_ROLES = {
+    "bos": (("bos",), "<｜begin▁of▁sentence｜>"),
+    "eos": (("eos",), "<｜end▁of▁sentence｜>"),
+    "eot": (("eot",), "<|EOT|>"),
+    "fim_prefix": (("fim_pre", "prefix"), "<｜fim▁begin｜>"),
+    "fim_suffix": (("fim_suf", "suffix"), "<｜fim▁hole｜>"),
+    "fim_middle": (("fim_mid", "middle"), "<｜fim▁end｜>"),
+}
+
+_SPECIAL = re.compile(r"<\|[^|\s]+\|>|<｜[^｜\s]+｜>|<pad>")
+_PADDING = re.compile(r"\[PAD\d+\]|<dummy\d+>")
+# Between the 32k tokens of deepseek-coder and the 100k of deepseek-llm; no file that leaves out the name is near it.
+_LARGE_VOCABULARY = 65536
+
+
+def looks_special(token: str) -> bool:
+    """Whether a token is spelled like this family's special ones."""
+    return token[:1] == "<" and _SPECIAL.fullmatch(token) is not None
+
+
+def looks_padding(token: str) -> bool:
+    """Whether a token is spelled as converters spell the rows that pad a vocabulary."""
+    return token[:1] in "[<" and _PADDING.fullmatch(token) is not None
+
+
+@dataclass
+class Vocabulary:
+    """tokens: their spelling by id; types: int32 [n_vocab] of TokenType; merges: pairs, most frequent first."""
+
+    tokens: list[str]
+    types: np.ndarray[Any, np.dtype[np.int32]]
+    merges: list[tuple[str, str]]
+    pre: str
+    special_ids: dict[str, int | None]
+    add_bos: bool
+    chat_template: str | None
+    ids: dict[str, int]
+    notes: list[str] = field(default_factory=list)
+
+
+def read_vocabulary(file: GGUFFile) -> Vocabulary:
+    """Reads and checks the `tokenizer.*` metadata of a file.
+
+    Raises:
+        GGUFError: a key is missing or of another type.
+        TokenizerError: the values do not make a byte-level BPE vocabulary of this family.
+    """
+    notes: list[str] = []
+    model = file.get_str("tokenizer.ggml.model")
+    if model != "gpt2":
+        hint = " (a SentencePiece conversion, which splits this family's text wrongly)" if model == "llama" else ""
+        raise TokenizerError(f"{file.path}: tokenizer.ggml.model is {model!r}{hint}, expected 'gpt2': convert it anew")
+    tokens = file.get_strings("tokenizer.ggml.tokens")
+    ids = {token: i for i, token in enumerate(tokens)}
+    if len(ids) != len(tokens):
+        i = next(i for i, token in enumerate(tokens) if ids[token] != i)
+        raise TokenizerError(
+            f"{file.path}: token {tokens[i][:40]!r} is in the vocabulary twice: {i} and {ids[tokens[i]]}"
+        )
+    if "" in ids:
+        raise TokenizerError(f"{file.path}: token {ids['']} is empty")
+    types = _read_types(file, tokens, notes)
+    special_ids = _find_special_ids(file, ids, types)
+    missing = [byte for c, byte in NEEDED.items() if c not in ids or types[ids[c]] != TokenType.NORMAL]
+    if missing:
+        raise TokenizerError(
+            f"{file.path}: its vocabulary has no token for the byte 0x{missing[0]:02X} ({len(missing)} missing)"
+        )
+    return Vocabulary(
+        tokens=tokens,
+        types=types,
+        merges=_read_merges(file),
+        pre=_read_pre(file, int((types != TokenType.UNUSED).sum()), notes),
+        special_ids=special_ids,
+        add_bos=_read_add_bos(file, special_ids["bos"], notes),
+        chat_template=file.get_str("tokenizer.chat_template", "") or None,
+        ids=ids,
+        notes=notes,
+    )
+
+
+def _read_types(file: GGUFFile, tokens: list[str], notes: list[str]) -> np.ndarray[Any, np.dtype[np.int32]]:
+    key = "tokenizer.ggml.token_type"
+    if key in file.metadata:
+        found = file.get_array(key)
+        if len(found) != len(tokens):
+            raise TokenizerError(f"{file.path}: {key} has {len(found)} entries for {len(tokens)} tokens")
+        if found.dtype.kind not in "iu" or found.min(initial=1) < 1 or found.max(initial=1) > max(TokenType):
+            raise TokenizerError(f"{file.path}: {key} holds values that are not token types (1 to {max(TokenType):d})")
+        types = found.astype(np.int32)
+    else:
+        notes.append("no token types in the file: told from the tokens' spelling")
+        types = np.full(len(tokens), TokenType.NORMAL, np.int32)
+    types[types == TokenType.BYTE] = TokenType.NORMAL
+    types[types == TokenType.UNKNOWN] = TokenType.CONTROL
+    for i in np.flatnonzero(types != TokenType.NORMAL):
+        if looks_padding(tokens[i]):
+            types[i] = TokenType.UNUSED
+        elif types[i] == TokenType.CONTROL and tokens[i] in BYTE_OF:  # an added character: old converters said control
+            types[i] = TokenType.USER_DEFINED
+    types[[i for i, token in enumerate(tokens) if looks_special(token)]] = TokenType.CONTROL
+    return types
+
+
+def _find_special_ids(
+    file: GGUFFile, ids: dict[str, int], types: np.ndarray[Any, np.dtype[np.int32]]
+) -> dict[str, int | None]:
+    found: dict[str, int | None] = {}
+    for role, (names, spelling) in SPECIAL_ROLES.items():
+        keys = [f"tokenizer.ggml.{name}_token_id" for name in names]
+        key = next((key for key in keys if key in file.metadata), None)
+        if key is None:
+            found[role] = ids.get(spelling)
+            continue
+        i = file.get_int(key)
+        if not 0 <= i < len(types):
+            raise TokenizerError(f"{file.path}: {key} is {i}, the vocabulary has {len(types)} tokens")
+        if types[i] != TokenType.NORMAL:
+            types[i] = TokenType.CONTROL
+        found[role] = i
+    return found
+
+
+def _read_merges(file: GGUFFile) -> list[tuple[str, str]]:
+    key = "tokenizer.ggml.merges"
+    # A writer leaves out an empty array, or writes it without a type.
+    if key not in file.metadata or len(file.metadata[key]) == 0:  # type: ignore[arg-type]
+        return []
+    merges = []
+    for i, text in enumerate(file.get_strings(key)):
+        left, _, right = text.partition(" ")
+        if not left or not right or " " in right:
+            raise TokenizerError(f"{file.path}: merge {i} is {text[:40]!r}, expected two tokens with one space between")
+        merges.append((left, right))
+    return merges
+
+
+def _read_pre(file: GGUFFile, n_tokens: int, notes: list[str]) -> str:
+    key = "tokenizer.ggml.pre"
+    pre = file.get_str(key, "default")
+    if pre in SPLITS:
+        return pre
+    if pre != "default":
+        raise TokenizerError(f"{file.path}: {key} is {pre!r}; supported are {', '.join(SPLITS)}")
+    pre = "deepseek-llm" if n_tokens > _LARGE_VOCABULARY else "deepseek-coder"
+    notes.append(f"no pre-tokenizer named in the file: {pre} assumed, as for a vocabulary of {n_tokens} tokens")
+    return pre
+
+
+def _read_add_bos(file: GGUFFile, bos_id: int | None, notes: list[str]) -> bool:
+    key = "tokenizer.ggml.add_bos_token"
+    if key in file.metadata:
+        return file.get_bool(key) and bos_id is not None
+    if bos_id is not None:
+        notes.append("not said in the file whether text starts with BOS: assumed that it does")
+    return bos_id is not None
