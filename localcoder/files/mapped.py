@@ -21,9 +21,9 @@ from localcoder.quants.spec import Bytes
 _LOOKS_LIKE = (
     (b"version https://git-lfs", "a Git LFS pointer, not the file itself; fetch the file with `git lfs pull`"),
     (b"GGUF", "a GGUF file"),
-    (b"FUGG", "a big-endian GGUF file"),
-    (b"ggjt", "a GGML file of before GGUF; convert the checkpoint anew"),
     (b"tjgg", "a GGML file of before GGUF; convert the checkpoint anew"),
+    (b"fmgg", "a GGML file of before GGUF; convert the checkpoint anew"),
+    (b"lmgg", "a GGML file of before GGUF; convert the checkpoint anew"),
     (b"PK\x03\x04", "a zip archive or torch checkpoint"),
     (b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.", "a torch checkpoint in the format of before torch 1.6"),
     (b"<!DOCTYPE", "a web page; the download went wrong"),
