@@ -13,12 +13,10 @@ import numpy as np
 from localcoder.errors import TokenizerError
 from localcoder.tokenizer.byte_level import bytes_of
 from localcoder.tokenizer.splits import make_pre_tokenizer
-from localcoder.tokenizer.vocabulary import SPECIAL_ROLES, TokenType, Vocabulary, read_vocabulary
+from localcoder.tokenizer.vocabulary import SPECIAL_ROLES, MetadataReader, TokenType, Vocabulary, read_vocabulary
 
 if TYPE_CHECKING:
     import tokenizers
-
-    from localcoder.files.gguf_reader import GGUFFile
 
 
 class Tokenizer:
@@ -58,7 +56,7 @@ class Tokenizer:
         self._rust = _build(vocabulary, name)
 
     @classmethod
-    def from_gguf(cls, file: GGUFFile) -> Tokenizer:
+    def from_gguf(cls, file: MetadataReader) -> Tokenizer:
         """The tokenizer of a GGUF file, from its metadata alone.
 
         Raises:

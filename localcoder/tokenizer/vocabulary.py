@@ -9,14 +9,30 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 
 from localcoder.errors import TokenizerError
-from localcoder.files.gguf_reader import GGUFFile
 from localcoder.tokenizer.byte_level import BYTE_OF, NEEDED
 from localcoder.tokenizer.splits import SPLITS
+
+
+class MetadataReader(Protocol):
+    """What is needed of a GGUF file; `localcoder.files.GGUFFile` is one.
+
+    The getters raise GGUFError where a key is missing (and no default is given) or of another type.
+    """
+
+    path: Path
+    metadata: dict[str, Any]
+
+    def get_int(self, key: str, default: int | None = None) -> int: ...
+    def get_bool(self, key: str, default: bool | None = None) -> bool: ...
+    def get_str(self, key: str, default: str | None = None) -> str: ...
+    def get_strings(self, key: str) -> list[str]: ...
+    def get_array(self, key: str) -> np.ndarray[Any, Any]: ...
 
 
 class TokenType(IntEnum):
@@ -71,7 +87,7 @@ class Vocabulary:
     notes: list[str] = field(default_factory=list)
 
 
-def read_vocabulary(file: GGUFFile) -> Vocabulary:
+def read_vocabulary(file: MetadataReader) -> Vocabulary:
     """Reads and checks the `tokenizer.*` metadata of a file.
 
     Raises:
@@ -102,7 +118,7 @@ def read_vocabulary(file: GGUFFile) -> Vocabulary:
     return Vocabulary(
         tokens=tokens,
         types=types,
-        merges=_read_merges(file),
+        merges=_read_merges(file, tokens, types),
         pre=_read_pre(file, int((types != TokenType.UNUSED).sum()), notes),
         special_ids=special_ids,
         add_bos=_read_add_bos(file, special_ids["bos"], notes),
@@ -112,7 +128,7 @@ def read_vocabulary(file: GGUFFile) -> Vocabulary:
     )
 
 
-def _read_types(file: GGUFFile, tokens: list[str], notes: list[str]) -> np.ndarray[Any, np.dtype[np.int32]]:
+def _read_types(file: MetadataReader, tokens: list[str], notes: list[str]) -> np.ndarray[Any, np.dtype[np.int32]]:
     key = "tokenizer.ggml.token_type"
     if key in file.metadata:
         found = file.get_array(key)
@@ -136,7 +152,7 @@ def _read_types(file: GGUFFile, tokens: list[str], notes: list[str]) -> np.ndarr
 
 
 def _find_special_ids(
-    file: GGUFFile, ids: dict[str, int], types: np.ndarray[Any, np.dtype[np.int32]]
+    file: MetadataReader, ids: dict[str, int], types: np.ndarray[Any, np.dtype[np.int32]]
 ) -> dict[str, int | None]:
     found: dict[str, int | None] = {}
     for role, (names, spelling) in SPECIAL_ROLES.items():
@@ -154,10 +170,15 @@ def _find_special_ids(
     return found
 
 
-def _read_merges(file: GGUFFile) -> list[tuple[str, str]]:
+def _read_merges(
+    file: MetadataReader, tokens: list[str], types: np.ndarray[Any, np.dtype[np.int32]]
+) -> list[tuple[str, str]]:
     key = "tokenizer.ggml.merges"
+    found = file.metadata.get(key)
     # A writer leaves out an empty array, or writes it without a type.
-    if key not in file.metadata or len(file.metadata[key]) == 0:  # type: ignore[arg-type]
+    if found is None or (isinstance(found, np.ndarray) and not found.size):
+        if any(len(tokens[i]) > 1 for i in np.flatnonzero(types == TokenType.NORMAL)):
+            raise TokenizerError(f"{file.path}: {key} is missing: no token of several bytes could be made")
         return []
     merges = []
     for i, text in enumerate(file.get_strings(key)):
@@ -168,7 +189,7 @@ def _read_merges(file: GGUFFile) -> list[tuple[str, str]]:
     return merges
 
 
-def _read_pre(file: GGUFFile, n_tokens: int, notes: list[str]) -> str:
+def _read_pre(file: MetadataReader, n_tokens: int, notes: list[str]) -> str:
     key = "tokenizer.ggml.pre"
     pre = file.get_str(key, "default")
     if pre in SPLITS:
@@ -180,7 +201,7 @@ def _read_pre(file: GGUFFile, n_tokens: int, notes: list[str]) -> str:
     return pre
 
 
-def _read_add_bos(file: GGUFFile, bos_id: int | None, notes: list[str]) -> bool:
+def _read_add_bos(file: MetadataReader, bos_id: int | None, notes: list[str]) -> bool:
     key = "tokenizer.ggml.add_bos_token"
     if key in file.metadata:
         return file.get_bool(key) and bos_id is not None
