@@ -13,8 +13,8 @@ import io
 import logging
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from typing import Any, NoReturn
+from collections.abc import Iterator
+from typing import Any
 
 import click
 
@@ -51,13 +51,13 @@ class CommandLine(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
 
-    def main(self, args: Sequence[str] | None = None, **options: Any) -> NoReturn:
+    def main(self, *args: Any, **options: Any) -> Any:
         """Runs a command line and exits the process; see the top of this file for the exit codes."""
         _prepare_streams()
         options |= {"standalone_mode": False, "prog_name": "localcoder"}
         with _notes_on_stderr():
             try:
-                code = super().main(args, **options)
+                code = super().main(*args, **options)
                 sys.stdout.flush()
             except (KeyboardInterrupt, click.Abort):
                 code = EXIT_INTERRUPTED

@@ -1,0 +1,101 @@
+"""What the commands that run a model share: options, opening the model, progress, JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from localcoder.errors import FileError, OptionError
+from localcoder.session.options import GenerationOptions, Range
+
+if TYPE_CHECKING:
+    from localcoder.coder import Coder
+
+Decorated = TypeVar("Decorated", bound=Callable[..., Any])
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+threads_option = click.option("--threads", type=int, help="Threads to compute with.  [default: the cores at hand]")
+device_option = click.option("--device", default="auto", help="What to compute on; see `localcoder devices`.")
+
+
+def generation_options(command: Decorated) -> Decorated:
+    """One option for every field of GenerationOptions, as a parameter of that name; None: not given."""
+    for spec in reversed(fields(GenerationOptions)):
+        name = "--" + spec.name.replace("_", "-")
+        if spec.name == "stop":
+            option = click.option(name, multiple=True, metavar="TEXT", help="End before this text; may be repeated.")
+        else:
+            range_: Range = spec.metadata["range"]
+            kind = int if str(spec.type).startswith("int") else float
+            shown = "" if spec.default is None else f"  [default: {spec.default:g}]"
+            option = click.option(name, type=kind, help=range_.help + shown)
+        command = option(command)
+    return command
+
+
+def given(options: dict[str, Any]) -> dict[str, Any]:
+    """The options that were given on the command line."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def open_coder(path: Path | None, **options: Any) -> Coder:
+    """The model FILE, or the embedded one; closes it with `with`."""
+    from localcoder.coder import Coder
+
+    return Coder(path, **options)
+
+
+def read_text(path: Path) -> str:
+    """A UTF-8 text file.
+
+    Raises:
+        FileError: it is not there or not UTF-8 text.
+    """
+    try:
+        return decode_utf8(path.read_bytes(), str(path))
+    except OSError as error:
+        raise FileError(path, (error.strerror or str(error)).lower()) from None
+
+
+def decode_utf8(data: bytes, source: str) -> str:
+    """Text from UTF-8; a byte order mark is dropped.
+
+    Raises:
+        OptionError: says where it is not UTF-8.
+    """
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise OptionError(f"{source}: not UTF-8 text (byte 0x{data[error.start]:02x} at {error.start})") from None
+
+
+def echo_json(value: object) -> None:
+    """Prints one JSON object on stdout."""
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+@contextmanager
+def step_progress(title: str) -> Iterator[Callable[[int, int, str], None]]:
+    """A bar on a terminal's stderr while the block runs; call what it yields with (steps done, steps in all, note)."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    with Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}", markup=False),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+        transient=True,
+    ) as bar:
+        task = bar.add_task(title, total=None, note="")
+        yield lambda done, total, note: bar.update(task, completed=done, total=total, note=note)

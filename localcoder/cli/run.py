@@ -1,0 +1,129 @@
+"""`localcoder run`: the main job. stdout holds the completion and nothing else."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from localcoder.cli.common import (
+    decode_utf8,
+    device_option,
+    echo_json,
+    generation_options,
+    given,
+    json_option,
+    open_coder,
+    threads_option,
+)
+from localcoder.errors import LocalcoderError, OptionError, printable
+
+if TYPE_CHECKING:
+    from localcoder.coder import Coder
+
+
+@click.command()
+@click.argument("words", nargs=-1, metavar="[MODEL.gguf] [PROMPT]")
+@click.option(
+    "-m", "--model", type=click.Path(path_type=Path), envvar="LOCALCODER_MODEL", metavar="FILE",
+    help="A GGUF file; also read from LOCALCODER_MODEL.  [default: the embedded demonstration model]",
+)  # fmt: skip
+@generation_options
+@threads_option
+@device_option
+@click.option("--n-ctx", type=int, help="Positions of the context.  [default: what the model was trained for]")
+@json_option
+def run(
+    words: tuple[str, ...],
+    model: Path | None,
+    threads: int | None,
+    device: str,
+    n_ctx: int | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Complete a prompt.
+
+    A first argument that ends in .gguf is the model. Without PROMPT, or with `-`, the prompt is read from a pipe on
+    stdin (one line break at its end is dropped); on a terminal, a prompt loop opens.
+    """
+    model, prompt = _model_and_prompt(words, model)
+    interactive = prompt is None and sys.stdin.isatty()
+    if not interactive:
+        prompt = _checked_prompt(prompt)
+    with open_coder(model, n_ctx=n_ctx, threads=threads, device=device) as coder:
+        if prompt is None:
+            _prompt_loop(coder, as_json, given(options))
+        else:
+            _complete(coder, prompt, as_json, given(options))
+
+
+def _model_and_prompt(words: tuple[str, ...], model: Path | None) -> tuple[Path | None, str | None]:
+    left = list(words)
+    from_environment = click.get_current_context().get_parameter_source("model") is not _COMMAND_LINE
+    if left and left[0].lower().endswith(".gguf") and (model is None or from_environment):
+        model = Path(left.pop(0))
+    if len(left) > 1:
+        raise click.UsageError(f"one prompt expected, {len(left)} given; put quotes around it")
+    return model, left[0] if left else None
+
+
+_COMMAND_LINE = click.core.ParameterSource.COMMANDLINE
+
+
+def _checked_prompt(prompt: str | None) -> str:
+    if prompt is None or prompt == "-":
+        prompt = decode_utf8(click.get_binary_stream("stdin").read(), "stdin").removesuffix("\n").removesuffix("\r")
+    if not prompt:
+        raise OptionError("the prompt is empty; give one as an argument or on stdin")
+    return prompt
+
+
+def _complete(coder: Coder, prompt: str, as_json: bool, options: dict[str, Any]) -> None:
+    """Writes one completion; after Ctrl-C what there is of it, and the interrupt goes on."""
+    generation = coder.start(prompt, **options)
+    ends_line = True
+    try:
+        for piece in generation:
+            if not as_json:
+                click.echo(piece, nl=False)
+                ends_line = piece.endswith("\n")
+    finally:
+        if as_json:
+            echo_json({"model": str(coder.path), **asdict(generation.completion)})
+        elif not ends_line and sys.stdout.isatty():
+            click.echo()
+
+
+def _prompt_loop(coder: Coder, as_json: bool, options: dict[str, Any]) -> None:
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401  (gives `input` line editing and history, where it exists)
+    click.echo(f"{coder.path.name}: Ctrl-C stops an answer; an empty line ends.", err=True)
+    while prompt := _next_prompt():
+        try:
+            _complete(coder, prompt, as_json, options)
+        except KeyboardInterrupt:
+            click.echo(err=True)
+        except LocalcoderError as error:
+            click.echo(f"localcoder: error: {printable(str(error))}", err=True)
+
+
+def _next_prompt() -> str:
+    """A line from the terminal; an empty one also at the end of the input."""
+    while True:
+        try:
+            if sys.stdout.isatty():
+                return input("> ")
+            click.echo("> ", nl=False, err=True)
+            return sys.stdin.readline().removesuffix("\n")
+        except EOFError:
+            click.echo(err=True)
+            return ""
+        except KeyboardInterrupt:
+            click.echo(err=True)
+        except UnicodeDecodeError:
+            click.echo("localcoder: error: that line was not UTF-8 text", err=True)
