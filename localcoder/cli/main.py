@@ -18,6 +18,7 @@ from typing import Any
 
 import click
 
+from localcoder.cli.messages import show_error, show_note
 from localcoder.errors import LocalcoderError
 
 # The help is repeated from the commands (a test compares them), so that `localcoder --help` imports none of them.
@@ -88,14 +89,8 @@ def main() -> None:
     """A quantized local runtime for the DeepSeek-Coder models."""
 
 
-def one_line(text: str) -> str:
-    """Text from files or users, safe to show on a terminal: no line breaks, no escape sequences."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in " ".join(text.split()))
-
-
 def _fail(message: str) -> int:
-    with contextlib.suppress(OSError):
-        click.echo(f"localcoder: error: {one_line(message)}", err=True)
+    show_error(message)
     return EXIT_ERROR
 
 
@@ -121,8 +116,7 @@ def _prepare_streams() -> None:
 
 class _NoteHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        with contextlib.suppress(OSError):
-            click.echo(f"localcoder: note: {one_line(record.getMessage())}", err=True)
+        show_note(record.getMessage())
 
 
 @contextlib.contextmanager

@@ -20,7 +20,8 @@ from localcoder.cli.common import (
     open_coder,
     threads_option,
 )
-from localcoder.errors import LocalcoderError, OptionError, printable
+from localcoder.cli.messages import show_error
+from localcoder.errors import LocalcoderError, OptionError
 
 if TYPE_CHECKING:
     from localcoder.coder import Coder
@@ -54,7 +55,7 @@ def run(
     model, prompt = _model_and_prompt(words, model)
     interactive = prompt is None and sys.stdin.isatty()
     if not interactive:
-        prompt = _checked_prompt(prompt)
+        prompt = _prompt_text(prompt)
     with open_coder(model, n_ctx=n_ctx, threads=threads, device=device) as coder:
         if prompt is None:
             _prompt_loop(coder, as_json, given(options))
@@ -64,20 +65,18 @@ def run(
 
 def _model_and_prompt(words: tuple[str, ...], model: Path | None) -> tuple[Path | None, str | None]:
     left = list(words)
-    from_environment = click.get_current_context().get_parameter_source("model") is not _COMMAND_LINE
-    if left and left[0].lower().endswith(".gguf") and (model is None or from_environment):
+    source = click.get_current_context().get_parameter_source("model")
+    if left and left[0].lower().endswith(".gguf") and source is not click.core.ParameterSource.COMMANDLINE:
         model = Path(left.pop(0))
     if len(left) > 1:
         raise click.UsageError(f"one prompt expected, {len(left)} given; put quotes around it")
     return model, left[0] if left else None
 
 
-_COMMAND_LINE = click.core.ParameterSource.COMMANDLINE
-
-
-def _checked_prompt(prompt: str | None) -> str:
+def _prompt_text(prompt: str | None) -> str:
+    """The prompt, read from stdin where none is given."""
     if prompt is None or prompt == "-":
-        prompt = decode_utf8(click.get_binary_stream("stdin").read(), "stdin").removesuffix("\n").removesuffix("\r")
+        prompt = decode_utf8(sys.stdin.buffer.read(), "stdin").removesuffix("\n").removesuffix("\r")
     if not prompt:
         raise OptionError("the prompt is empty; give one as an argument or on stdin")
     return prompt
@@ -86,17 +85,23 @@ def _checked_prompt(prompt: str | None) -> str:
 def _complete(coder: Coder, prompt: str, as_json: bool, options: dict[str, Any]) -> None:
     """Writes one completion; after Ctrl-C what there is of it, and the interrupt goes on."""
     generation = coder.start(prompt, **options)
-    ends_line = True
+    on_terminal = sys.stdout.isatty()
     try:
         for piece in generation:
             if not as_json:
-                click.echo(piece, nl=False)
-                ends_line = piece.endswith("\n")
+                click.echo(_visible(piece) if on_terminal else piece, nl=False)
     finally:
         if as_json:
             echo_json({"model": str(coder.path), **asdict(generation.completion)})
-        elif not ends_line and sys.stdout.isatty():
+        elif on_terminal and not generation.completion.text.endswith("\n"):
             click.echo()
+
+
+def _visible(text: str) -> str:
+    """Text without the control characters that could drive a terminal."""
+    return "".join(
+        c if c >= " " and not "\x7f" <= c < "\xa0" or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text
+    )
 
 
 def _prompt_loop(coder: Coder, as_json: bool, options: dict[str, Any]) -> None:
@@ -109,7 +114,7 @@ def _prompt_loop(coder: Coder, as_json: bool, options: dict[str, Any]) -> None:
         except KeyboardInterrupt:
             click.echo(err=True)
         except LocalcoderError as error:
-            click.echo(f"localcoder: error: {printable(str(error))}", err=True)
+            show_error(str(error))
 
 
 def _next_prompt() -> str:
@@ -126,4 +131,4 @@ def _next_prompt() -> str:
         except KeyboardInterrupt:
             click.echo(err=True)
         except UnicodeDecodeError:
-            click.echo("localcoder: error: that line was not UTF-8 text", err=True)
+            show_error("that line was not UTF-8 text")

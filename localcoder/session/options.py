@@ -49,20 +49,18 @@ class SamplingOptions:
     def __post_init__(self) -> None:
         for spec in fields(self):
             if "range" in spec.metadata:
-                _check_number(spec.name, getattr(self, spec.name), spec.default, spec.metadata["range"], spec.type)
+                _check_number(spec.name, getattr(self, spec.name), str(spec.type), spec.metadata["range"])
 
 
-def _check_number(name: str, value: object, default: object, range_: Range, type_: object) -> None:
-    if value is None and default is None:
+def _check_number(name: str, value: Any, type_: str, range_: Range) -> None:
+    if value is None and "None" in type_:
         return
-    whole = str(type_).startswith("int")
+    whole = type_.startswith("int")
     kind = "a whole number" if whole else "a number"
-    right_type = (
-        hasattr(value, "__index__") if whole else isinstance(value, (int, float)) or hasattr(value, "__float__")
-    )
-    if isinstance(value, (bool, str)) or not right_type:
+    right_type = hasattr(value, "__index__") or (not whole and hasattr(value, "__float__"))
+    if isinstance(value, bool) or not right_type:
         raise OptionError(f"{name} is {value!r}; expected {kind}")
-    if math.isnan(value) or not range_.low <= value <= range_.high:  # type: ignore[arg-type, operator]
+    if math.isnan(value) or not range_.low <= value <= range_.high:
         raise OptionError(f"{name} is {value}; expected {kind} from {range_.low:g} to {range_.high:g}")
 
 

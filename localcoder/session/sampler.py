@@ -62,7 +62,7 @@ def keep_top_p(c: Candidates, p: float) -> Candidates:
         n_kept = int(np.searchsorted(sums, wanted)) + 1
         return Candidates(head.ids[:n_kept], head.logits[:n_kept])
     # A flat distribution: bracket the depth at which the sum reaches `wanted`, then sort what lies in the bracket.
-    low, high = np.float32(0), np.float32(_DEEPEST)
+    low, high = np.float32(-1), np.float32(_DEEPEST)
     for _ in range(_BISECTIONS):
         middle = (low + high) / 2
         if np.where(depth <= middle, weights, 0).sum() < wanted:
