@@ -15,7 +15,7 @@ from localcoder.model.kv_cache import PagedKV, SequencePages
 
 
 class CountingEngine:
-    """Counts upwards: after token t it expects `following[t]`, or else t + 1. Remembers every chunk that it was given."""
+    """Counts upwards: after token t it expects `following[t]`, or else t + 1. Remembers every chunk it was given."""
 
     def __init__(
         self,

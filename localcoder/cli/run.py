@@ -100,7 +100,7 @@ def _complete(coder: Coder, prompt: str, as_json: bool, options: dict[str, Any])
 def _visible(text: str) -> str:
     """Text without the control characters that could drive a terminal."""
     return "".join(
-        c if c >= " " and not "\x7f" <= c < "\xa0" or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text
+        c if (c >= " " and not "\x7f" <= c < "\xa0") or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text
     )
 
 

@@ -39,7 +39,7 @@ def test_a_value_out_of_range_names_the_option_and_the_range(name, value):
 
 @pytest.mark.parametrize("stop", ["", ["a", ""], [3]])
 def test_stop_strings_are_strings(stop):
-    with pytest.raises(OptionError, match="^stop is"):
+    with pytest.raises(OptionError, match=r"^stop is"):
         GenerationOptions(stop=stop)
 
 
