@@ -47,7 +47,7 @@ class Executable(ABC):
 
     @abstractmethod
     def run(self, step: Step) -> Float32:
-        """Replays the program; returns logits float32 [n_outputs, n_vocab], the caller's to keep."""
+        """Replays the program; returns its result, the caller's to keep: logits float32 [n_outputs, n_vocab]."""
 
     @abstractmethod
     def close(self) -> None:

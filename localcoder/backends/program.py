@@ -32,6 +32,14 @@ class Buffer:
 
 
 @dataclass(frozen=True, eq=False)
+class Input:
+    """out = the step's `inputs[index]`, [n_tokens, width]: how a program starts that is only a part of the model."""
+
+    index: int
+    out: Buffer
+
+
+@dataclass(frozen=True, eq=False)
 class Embed:
     """out[t] = weight[token[t]], dequantized. weight is [n_vocab, width]."""
 
@@ -115,7 +123,7 @@ class SelectOutputs:
     out: Buffer
 
 
-Op = Embed | RmsNorm | Linear | Rope | WriteKV | Attend | SiluMul | Add | SelectOutputs
+Op = Input | Embed | RmsNorm | Linear | Rope | WriteKV | Attend | SiluMul | Add | SelectOutputs
 
 
 def reads(op: Op) -> list[Buffer]:
@@ -154,7 +162,10 @@ class RopeTable:
 
 @dataclass(frozen=True)
 class Program:
-    """A recorded forward pass; `logits` [outputs, n_vocab] is its result."""
+    """A recorded forward pass, or a part of one.
+
+    `logits` is its result: [outputs, n_vocab] for the whole model; a part may end in any buffer.
+    """
 
     ops: tuple[Op, ...]
     logits: Buffer
@@ -173,6 +184,7 @@ class Step:
         sequences: [n_tokens] row of `page_table` that each token belongs to.
         page_table: [n_sequences, n] page numbers; position p of a sequence lies in its entry p // page_size.
         outputs: [n_outputs] indices into `tokens` of the rows whose logits are wanted, ascending; may be empty.
+        inputs: float32 [n_tokens, width] matrices for the program's Input ops, C-contiguous.
     """
 
     tokens: NDArray[np.int32]
@@ -180,6 +192,7 @@ class Step:
     sequences: NDArray[np.int32]
     page_table: NDArray[np.int32]
     outputs: NDArray[np.int32]
+    inputs: tuple[Float32, ...] = ()
 
 
 class Recorder:
@@ -188,10 +201,17 @@ class Recorder:
     def __init__(self) -> None:
         self._ops: list[Op] = []
         self._n_buffers = 0
+        self._n_inputs = 0
 
     def _buffer(self, rows: Rows, width: int) -> Buffer:
         self._n_buffers += 1
         return Buffer(self._n_buffers - 1, rows, width)
+
+    def input(self, width: int) -> Buffer:
+        out = self._buffer("tokens", width)
+        self._ops.append(Input(self._n_inputs, out))
+        self._n_inputs += 1
+        return out
 
     def embed(self, weight: QuantTensor) -> Buffer:
         out = self._buffer("tokens", weight.shape[1])

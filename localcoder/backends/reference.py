@@ -15,6 +15,7 @@ from localcoder.backends.program import (
     Add,
     Attend,
     Embed,
+    Input,
     KVShape,
     Linear,
     Op,
@@ -79,6 +80,8 @@ class ReferenceExecutable(Executable):
         self._dequantized.cache_clear()
 
     def _evaluate(self, op: Op, values: dict[int, Float32], step: Step) -> Float32 | None:
+        if isinstance(op, Input):
+            return step.inputs[op.index]
         if isinstance(op, Embed):
             return op.weight.qtype.dequantize(op.weight.data[step.tokens])
         if isinstance(op, RmsNorm):
