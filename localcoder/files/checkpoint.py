@@ -5,6 +5,7 @@ This module finds the files and reads them as tensors, JSON and text; what they 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -115,7 +116,7 @@ class Checkpoint:
     def chat_template(self) -> str | None:
         """chat_template.jinja, else the one in tokenizer_config.json (of several, the one named `default`)."""
         path = self.folder / "chat_template.jinja"
-        if path.exists():
+        if os.path.lexists(path):
             return read_text(path, MAX_CONFIG_BYTES, CheckpointError)
         found = self.tokenizer_config.get("chat_template")
         if isinstance(found, list):
@@ -127,7 +128,7 @@ class Checkpoint:
 
     def _optional(self, name: str) -> dict[str, Any]:
         path = self.folder / name
-        return read_json(path, MAX_CONFIG_BYTES, CheckpointError) if path.exists() else {}
+        return read_json(path, MAX_CONFIG_BYTES, CheckpointError) if os.path.lexists(path) else {}
 
     def close(self) -> None:
         """Unmaps the files as soon as no view of a tensor is left."""
@@ -171,7 +172,7 @@ def _read_index(path: Path) -> dict[str, Path]:
         plain = PurePosixPath(shard).name == PureWindowsPath(shard).name == shard
         if not plain or shard in ("", ".", ".."):
             raise CheckpointError(path, f"names the file {shard!r}; expected one beside the index")
-        if not (path.parent / shard).exists():
+        if not os.path.lexists(path.parent / shard):
             raise CheckpointError(path.parent / shard, f"this shard is missing; {path.name} names it")
     if len(set(shards.values())) > MAX_SHARDS:
         raise CheckpointError(path, f"names {len(set(shards.values()))} files; expected at most {MAX_SHARDS}")

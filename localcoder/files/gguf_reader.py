@@ -7,6 +7,7 @@ memory-mapped and tensors are views of it; `gguf_part.py` reads one file, this m
 from __future__ import annotations
 
 import math
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,7 +131,7 @@ def _split_paths(path: Path) -> list[Path]:
         raise GGUFError(path, f"its name says part {number} of {count}; expected 1 to {MAX_SPLITS} parts")
     paths = [path.with_name(f"{stem}-{i:05}-of-{count:05}.gguf") for i in range(1, count + 1)]
     for other in paths:
-        if other != path and not other.exists():
+        if other != path and not os.path.lexists(other):
             raise GGUFError(other, f"no such file; it is a part of the model that {path.name} belongs to")
     return paths
 

@@ -53,7 +53,7 @@ def open_regular(path: Path, error: type[FileError]) -> int:
         flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
         descriptor = os.open(path, flags)
     except FileNotFoundError:
-        broken = path.is_symlink()
+        broken = os.path.islink(path)
         raise error(path, "is a link to a file that is not there" if broken else "no such file") from None
     except OSError as e:
         raise error(path, f"cannot be opened: {e.strerror}") from None

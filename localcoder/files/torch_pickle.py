@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-MAX_INSTRUCTIONS = 1 << 18  # `torch.save` takes about 45 a tensor
+MAX_INSTRUCTIONS = 1 << 17  # `torch.save` takes about 45 a tensor
 MAX_DIMS = 8
 
 # Name of the storage class -> dtype, bytes a value.

@@ -116,10 +116,10 @@ class TorchFile:
         if values.size != storage.n_values * storage.item_bytes:
             self._fail(f"storage {storage.key} of {storage.n_values} {storage.dtype} values takes {values.size} bytes")
         n = math.prod(tensor.shape)
-        if tensor.offset + n > storage.n_values:
-            self._fail(f"tensor {name} ends at value {tensor.offset + n} of a storage of {storage.n_values}")
         if n and not _is_contiguous(tensor):
             self._fail(f"tensor {name} is not contiguous; save it anew after .contiguous()")
+        if tensor.offset + n > storage.n_values:
+            self._fail(f"tensor {name} ends at value {tensor.offset + n} of a storage of {storage.n_values}")
         start = tensor.offset * storage.item_bytes
         data = values[start : start + n * storage.item_bytes]
         return CheckpointTensor(name, storage.dtype, tensor.shape, self.path, data)
