@@ -58,7 +58,7 @@ def recognize_pre_tokenizer(found: Any) -> str:
     for name, splits in SPLITS.items():
         if summary == [*(f"Split {pattern!r}" for pattern in splits), "Digits", "ByteLevel"]:
             return name
-    shown = "; ".join(text if len(text) <= 60 else text[:57] + "..." for text in summary[:12])
+    shown = "; ".join(text if len(text) <= 120 else text[:117] + "..." for text in summary[:12])
     raise TokenizerError(
         f"its pre-tokenizer is not one of this family's ({', '.join(SPLITS)}); found: {shown} "
         "(a tokenizer.json saved again by transformers 5 has lost it: take the original)"

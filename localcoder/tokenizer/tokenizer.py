@@ -104,7 +104,7 @@ class Tokenizer:
             text.encode()
         except UnicodeEncodeError as e:
             raise TokenizerError(f"the text is not Unicode: character {e.start} is half a surrogate pair") from None
-        with _rust_errors(self.name):
+        with rust_errors(self.name):
             return self._rust.encode(text, add_special_tokens=False).ids
 
     def token_bytes(self, token_id: int) -> bytes:
@@ -164,7 +164,7 @@ class StreamDecoder:
 
 
 @contextmanager
-def _rust_errors(name: str) -> Iterator[None]:
+def rust_errors(name: str) -> Iterator[None]:
     """Turns whatever the `tokenizers` library raises, its panics included, into TokenizerError."""
     try:
         yield
@@ -181,7 +181,7 @@ def _build(vocabulary: Vocabulary, name: str) -> tokenizers.Tokenizer:
 
     Special and unused tokens are left out: no text can become one of them, not by a forged merge either.
     """
-    with _rust_errors(name):
+    with rust_errors(name):
         from tokenizers import AddedToken
         from tokenizers import Tokenizer as RustTokenizer
         from tokenizers.models import BPE

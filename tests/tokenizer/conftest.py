@@ -10,7 +10,7 @@ from typing import Any
 
 import gguf
 import pytest
-from tokenizers import AddedToken, models, trainers
+from tokenizers import AddedToken, decoders, models, trainers
 from tokenizers import Tokenizer as Oracle
 from tokenizers.pre_tokenizers import ByteLevel, PreTokenizer
 
@@ -93,6 +93,7 @@ def trained_json() -> dict[str, Any]:
     """tokenizer.json of a small vocabulary, trained here on one module of Python and a few scripts."""
     oracle = Oracle(models.BPE())
     oracle.pre_tokenizer = _pre_tokenizer()
+    oracle.decoder = decoders.ByteLevel()
     corpus = [Path(sys.modules["json"].__file__).with_name("decoder.py").read_text(encoding="utf-8")]
     corpus += [
         "模型写代码 的 测试，你好世界。",
