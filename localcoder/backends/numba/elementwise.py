@@ -1,0 +1,79 @@
+"""RMS norm, SiLU, sums, rows picked out; and the exponential that loops can be vectorized over."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from localcoder.backends.numba.jit import kernel
+from localcoder.backends.numba.linear import Cells
+from localcoder.backends.numba.rows import F32Row
+from localcoder.backends.numba.simd import bits_of, fetch_add, float_of
+
+_CHUNK = 4096  # values
+_MAGIC = np.float32(12582912.0)  # 1.5 · 2^23: adding it rounds to an integer, which then stands in the low bits
+_MAGIC_BITS = np.uint32(0x4B400000)
+_LOG2_E, _LN2_HIGH, _LN2_LOW = np.float32(1.44269504), np.float32(0.693359375), np.float32(-2.12194440e-4)
+_LEAST, _MOST = np.float32(-87.3), np.float32(89.0)
+# e^r = 1 + r + r²·p(r) on |r| <= ln(2)/2; coefficients of Cephes' expf (S. Moshier), highest power first
+_P5, _P4, _P3 = np.float32(1.9875691500e-4), np.float32(1.3981999507e-3), np.float32(8.3334519073e-3)
+_P2, _P1, _P0 = np.float32(4.1665795894e-2), np.float32(1.6666665459e-1), np.float32(5.0000001201e-1)
+
+
+@kernel
+def exp(x: Any) -> Any:
+    """e^x in float32 to about an ulp; 0 below -87.3, inf above 88.4, NaN for NaN. No branches, no calls."""
+    clamped = _LEAST if x < _LEAST else x
+    clamped = _MOST if clamped > _MOST else clamped
+    shifted = clamped * _LOG2_E + _MAGIC
+    n = shifted - _MAGIC
+    r = clamped - n * _LN2_HIGH - n * _LN2_LOW
+    p = ((((_P5 * r + _P4) * r + _P3) * r + _P2) * r + _P1) * r + _P0
+    power = np.uint32((bits_of(shifted) - _MAGIC_BITS + np.uint32(127)) << np.uint32(23))  # 2^n
+    result = (p * r * r + r + np.float32(1)) * float_of(power)
+    return np.float32(0) if x < _LEAST else result
+
+
+@kernel
+def rms_norm(x: F32Row, weight: F32Row, eps: float, n: int, width: int, out: F32Row, cells: Cells, cell: int) -> None:
+    """out = x / sqrt(mean(x²) + eps) · weight, computed in float64."""
+    t = fetch_add(cells, cell, 1)
+    while t < n:
+        total = 0.0
+        for i in range(width):
+            total += np.float64(x[t * width + i]) * np.float64(x[t * width + i])
+        norm = np.sqrt(total / width + eps)
+        for i in range(width):
+            out[t * width + i] = np.float32(np.float64(x[t * width + i]) / norm * np.float64(weight[i]))
+        t = fetch_add(cells, cell, 1)
+
+
+@kernel
+def silu_mul(gate: F32Row, up: F32Row, n: int, out: F32Row, cells: Cells, cell: int) -> None:
+    """out = gate · sigmoid(gate) · up, n values."""
+    first = fetch_add(cells, cell, _CHUNK)
+    while first < n:
+        for i in range(first, min(first + _CHUNK, n)):
+            out[i] = gate[i] / (np.float32(1) + exp(-gate[i])) * up[i]
+        first = fetch_add(cells, cell, _CHUNK)
+
+
+@kernel
+def add(a: F32Row, b: F32Row, n: int, out: F32Row, cells: Cells, cell: int) -> None:
+    first = fetch_add(cells, cell, _CHUNK)
+    while first < n:
+        for i in range(first, min(first + _CHUNK, n)):
+            out[i] = a[i] + b[i]
+        first = fetch_add(cells, cell, _CHUNK)
+
+
+@kernel
+def select_rows(x: F32Row, rows: NDArray[np.int32], width: int, out: F32Row, cells: Cells, cell: int) -> None:
+    """out [len(rows), width] = the named rows of x."""
+    i = fetch_add(cells, cell, 1)
+    while i < len(rows):
+        for j in range(width):
+            out[i * width + j] = x[rows[i] * width + j]
+        i = fetch_add(cells, cell, 1)
