@@ -24,6 +24,7 @@ from localcoder.backends.program import (
     Attend,
     Buffer,
     Embed,
+    Input,
     KVShape,
     Linear,
     Op,
@@ -88,10 +89,12 @@ class NumbaBackend(Backend):
 class _PlainLinear:
     """A Linear whose weight's format has no kernel: x, float32 or rounded, meets dequantized rows, chunk by chunk."""
 
-    x: Buffer
     weight: QuantTensor
     out: Buffer
     x_address: int
+
+
+Part = Table | _PlainLinear | Embed | Input
 
 
 class NumbaExecutable(Executable):
@@ -110,30 +113,34 @@ class NumbaExecutable(Executable):
             [kv.n_pages, shape.n_head_kv, shape.page_size, shape.head_dim, kv_type.gguf_id, kv.k.shape[-1]], np.int64
         )
         self._group = max((op.n_head // shape.n_head_kv for op in program.ops if isinstance(op, Attend)), default=1)
-        self._embeds, self._parts = self._build()
-        longest = max((len(part) for part in self._parts if isinstance(part, np.ndarray)), default=1)
-        self._cells = np.zeros((2 * max(longest, 1) + 1) * CELL_STRIDE, np.int64)
+        self._parts = self._build()
+        longest = max((len(part) for part in self._parts if isinstance(part, np.ndarray)), default=0)
+        self._cells = np.zeros((2 * longest + 3) * CELL_STRIDE, np.int64)
         self._compile_kernels()
 
     def run(self, step: Step) -> Float32:
-        n_tokens, n_outputs = len(step.tokens), len(step.outputs)
-        for embed in self._embeds:
-            weight = embed.weight
-            values = weight.qtype.dequantize(weight.data[step.tokens])
-            self._slot(embed.out)[: values.size] = values.reshape(-1)
+        n_rows = {"tokens": len(step.tokens), "outputs": len(step.outputs)}
         arguments = self._arguments(step)
         for part in self._parts:
-            if isinstance(part, _PlainLinear):
-                self._run_plain(part, n_outputs if part.out.rows == "outputs" else n_tokens, arguments)
-            else:
+            if isinstance(part, np.ndarray):
                 self._replay(part, arguments)
-        logits = self._program.logits
-        return self._slot(logits)[: n_outputs * logits.width].reshape(n_outputs, logits.width).copy()
+            elif isinstance(part, Embed):
+                self._fill(part.out, part.weight.qtype.dequantize(part.weight.data[step.tokens]))
+            elif isinstance(part, Input):
+                self._fill(part.out, step.inputs[part.index])
+            else:
+                self._run_plain(part, n_rows[part.out.rows], arguments)
+        result = self._program.logits
+        n = n_rows[result.rows]
+        return self._slot(result)[: n * result.width].reshape(n, result.width).copy()
 
     def close(self) -> None:
         self._slots, self._parts = [], []
 
     # Running
+
+    def _fill(self, buffer: Buffer, values: Float32) -> None:
+        self._slot(buffer)[: values.size] = values.reshape(-1)
 
     def _arguments(self, step: Step) -> tuple[Any, ...]:
         blocks = _token_blocks(step.sequences, max(1, min(_BLOCK_TOKENS, _BLOCK_QUERIES // self._group)))
@@ -201,53 +208,56 @@ class NumbaExecutable(Executable):
             row[Column[name.upper()]] = value
         return row
 
-    def _build(self) -> tuple[list[Embed], list[Table | _PlainLinear]]:
-        """The embedding ops, which Python does before the rest, and the rest as tables and plain ops in turn."""
-        ops = self._program.ops
-        embeds = [op for op in ops if isinstance(op, Embed)]
-        assert list(ops[: len(embeds)]) == embeds, "a program embeds its tokens first"
-        parts: list[Table | _PlainLinear] = []
+    def _build(self) -> list[Part]:
+        """The ops in order: tables for the kernels, cut by the ops that Python does."""
+        parts: list[Part] = []
         table: list[list[int]] = []
         quantized: Buffer | None = None  # whose codes the work area holds
 
-        for op in ops[len(embeds) :]:
-            if not isinstance(op, Linear):
-                table.append(self._row_of(op))
-                continue
-            qtype = op.weight.qtype
-            common = {"x": self._address(op.x), "n_in": op.x.width}
-            if qtype.gguf_id in rows.CODE_ROWS or (qtype.gguf_id in rows.FLOAT_ROWS and qtype.activation == "f32"):
-                is_codes = qtype.gguf_id in rows.CODE_ROWS
-                if is_codes and quantized is not op.x:
-                    table.append(self._row(Code.QUANTIZE, op.x.rows, **common))
-                    quantized = op.x
-                code = Code.LINEAR_CODES if is_codes else Code.LINEAR_FLOATS
-                table.append(
-                    self._row(
-                        code,
-                        op.out.rows,
-                        **common,
-                        out=self._address(op.out),
-                        n_out=op.out.width,
-                        stride=op.out.width,
-                        weight=op.weight.data.ctypes.data,
-                        kind=qtype.gguf_id,
-                        row_bytes=qtype.row_bytes(op.x.width),
-                    )
-                )
-                continue
-            x_address = common["x"]
-            if qtype.activation == "q8":
-                x_address = self._rounded_area(op.x.width)
-                table.append(self._row(Code.ROUND, op.x.rows, **common, out=x_address, n_out=op.x.width))
-            parts += [
-                np.array(table, np.int64).reshape(-1, N_COLUMNS),
-                _PlainLinear(op.x, op.weight, op.out, x_address),
-            ]
-            table = []
-        return embeds, [*parts, np.array(table, np.int64).reshape(-1, N_COLUMNS)]
+        def cut(part: Part | None = None) -> None:
+            if table:
+                parts.append(np.array(table, np.int64))
+                table.clear()
+            if part is not None:
+                parts.append(part)
 
-    def _rounded_area(self, width: int) -> int:
+        for op in self._program.ops:
+            if isinstance(op, Embed | Input):
+                cut(op)
+            elif not isinstance(op, Linear):
+                table.append(self._row_of(op))
+            elif op.weight.qtype.gguf_id in rows.CODE_ROWS:
+                if quantized is not op.x:
+                    table.append(self._row(Code.QUANTIZE, op.x.rows, x=self._address(op.x), n_in=op.x.width))
+                    quantized = op.x
+                table.append(self._linear_row(Code.LINEAR_CODES, op))
+            elif op.weight.qtype.gguf_id in rows.FLOAT_ROWS:
+                table.append(self._linear_row(Code.LINEAR_FLOATS, op))
+            else:
+                x, width = self._address(op.x), op.x.width
+                if op.weight.qtype.activation == "q8":
+                    rounded = self._rounded_area()
+                    table.append(self._row(Code.ROUND, op.x.rows, x=x, n_in=width, out=rounded, n_out=width))
+                    x = rounded
+                cut(_PlainLinear(op.weight, op.out, x))
+        cut()
+        return parts
+
+    def _linear_row(self, code: Code, op: Linear) -> list[int]:
+        return self._row(
+            code,
+            op.out.rows,
+            x=self._address(op.x),
+            out=self._address(op.out),
+            weight=op.weight.data.ctypes.data,
+            n_in=op.x.width,
+            n_out=op.out.width,
+            stride=op.out.width,
+            kind=op.weight.qtype.gguf_id,
+            row_bytes=op.weight.data.shape[-1],
+        )
+
+    def _rounded_area(self) -> int:
         if not self._rounded.size:
             widest = max(op.x.width for op in self._program.ops if isinstance(op, Linear))
             self._rounded = np.empty(self._max_tokens * widest, np.float32)
