@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from torch_archive import archive, integer, pickled_dict, pickled_tensor, write_archive
+from torch_archive import VALUES, archive, integer, pickled_dict, pickled_tensor, write_archive
 
 from localcoder.errors import CheckpointError
 from localcoder.files import torch_pickle, torch_reader
@@ -115,6 +115,13 @@ def test_our_archives_are_torch_archives(path):
     np.testing.assert_array_equal(
         torch.load(path, weights_only=True)["x"].numpy(), TorchFile(path).tensors["x"].rows(0, 2)
     )
+
+
+def test_archives_of_more_than_4_gib_keep_their_sizes_elsewhere(path, monkeypatch):
+    monkeypatch.setattr(zipfile, "ZIP64_LIMIT", 8)
+    write_archive(path, pickled_dict(x=pickled_tensor((2, 3))))
+    assert b"PK\x06\x06" in path.read_bytes()  # the larger directory record is there
+    np.testing.assert_array_equal(TorchFile(path).tensors["x"].rows(0, 2), VALUES.reshape(2, 3))
 
 
 # -- code in pickles
