@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from localcoder.backends.program import KVShape, Program, Recorder
+from localcoder.backends.program import Buffer, KVShape, Program, Recorder
 from localcoder.errors import ModelError
 from localcoder.files.gguf_reader import GGUFFile
 from localcoder.model.hyperparameters import Hyperparameters
@@ -89,20 +89,28 @@ def bind_weights(file: GGUFFile, hp: Hyperparameters) -> Weights:
     return weights
 
 
+def attention(ops: Recorder, hp: Hyperparameters, i: int, h: Buffer, layer: LayerWeights) -> Buffer:
+    """Normalized hidden state -> what the heads of layer `i` gather, before attn_output. Extends the KV cache."""
+    q = ops.rope(ops.linear(h, layer.attn_q), hp.n_head)
+    k = ops.rope(ops.linear(h, layer.attn_k), hp.n_head_kv)
+    ops.write_kv(i, k, ops.linear(h, layer.attn_v))
+    return ops.attend(i, q, hp.n_head)
+
+
+def gated(ops: Recorder, h: Buffer, layer: LayerWeights) -> Buffer:
+    """Normalized hidden state -> the feed-forward half before ffn_down."""
+    return ops.silu_mul(ops.linear(h, layer.ffn_gate), ops.linear(h, layer.ffn_up))
+
+
 def record(hp: Hyperparameters, weights: Weights, *, n_ctx: int, page_size: int, kv_type: str) -> Program:
     """The forward pass as a program for contexts of `n_ctx` positions."""
     ops = Recorder()
     x = ops.embed(weights.token_embd)
     for i, layer in enumerate(weights.layers):
         h = ops.rms_norm(x, layer.attn_norm, hp.rms_norm_eps)
-        q = ops.rope(ops.linear(h, layer.attn_q), hp.n_head)
-        k = ops.rope(ops.linear(h, layer.attn_k), hp.n_head_kv)
-        v = ops.linear(h, layer.attn_v)
-        ops.write_kv(i, k, v)
-        x = ops.add(x, ops.linear(ops.attend(i, q, hp.n_head), layer.attn_output))
+        x = ops.add(x, ops.linear(attention(ops, hp, i, h, layer), layer.attn_output))
         h = ops.rms_norm(x, layer.ffn_norm, hp.rms_norm_eps)
-        h = ops.silu_mul(ops.linear(h, layer.ffn_gate), ops.linear(h, layer.ffn_up))
-        x = ops.add(x, ops.linear(h, layer.ffn_down))
+        x = ops.add(x, ops.linear(gated(ops, h, layer), layer.ffn_down))
     x = ops.rms_norm(ops.select_outputs(x), weights.output_norm, hp.rms_norm_eps)
     logits = ops.linear(x, weights.output)
     kv = KVShape(hp.n_layer, hp.n_head_kv, hp.head_dim, page_size, kv_type)
