@@ -37,6 +37,7 @@ def bench(
     n_threads = thread_count(threads)
     with open_coder(model, n_ctx=max(n_prefill, n_decode, 1), threads=n_threads, device=device) as coder:
         engine = coder.engine
+        tests = measure(engine, n_prefill=n_prefill, n_decode=n_decode, repetitions=repetitions)
         type_name = main_type(engine.file)
         model_bytes = sum(tensor.nbytes for tensor in engine.file.tensors.values())
         about = {
@@ -52,7 +53,7 @@ def bench(
             click.echo(f"{machine.cpu}, {n_threads} threads, {engine.backend.description}")
             click.echo(f"{model}: {type_name}, {model_bytes / 2**20:,.1f} MiB of weights")
         results = []
-        for result in measure(engine, n_prefill=n_prefill, n_decode=n_decode, repetitions=repetitions):
+        for result in tests:
             results.append(asdict(result))
             if not as_json:
                 low, high = min(result.samples), max(result.samples)

@@ -108,8 +108,11 @@ def _prompt_loop(coder: Coder, as_json: bool, options: dict[str, Any]) -> None:
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  (gives `input` line editing and history, where it exists)
     click.echo(f"{coder.path.name}: Ctrl-C stops an answer; an empty line ends.", err=True)
-    while prompt := _next_prompt():
+    while True:
         try:
+            prompt = _next_prompt()
+            if not prompt:
+                return
             _complete(coder, prompt, as_json, options)
         except KeyboardInterrupt:
             click.echo(err=True)
@@ -119,16 +122,13 @@ def _prompt_loop(coder: Coder, as_json: bool, options: dict[str, Any]) -> None:
 
 def _next_prompt() -> str:
     """A line from the terminal; an empty one also at the end of the input."""
-    while True:
-        try:
-            if sys.stdout.isatty():
-                return input("> ")
-            click.echo("> ", nl=False, err=True)
-            return sys.stdin.readline().removesuffix("\n")
-        except EOFError:
-            click.echo(err=True)
-            return ""
-        except KeyboardInterrupt:
-            click.echo(err=True)
-        except UnicodeDecodeError:
-            show_error("that line was not UTF-8 text")
+    try:
+        if sys.stdout.isatty():
+            return input("> ")
+        click.echo("> ", nl=False, err=True)
+        return sys.stdin.readline().removesuffix("\n")
+    except EOFError:
+        click.echo(err=True)
+        return ""
+    except UnicodeDecodeError:
+        raise OptionError("that line was not UTF-8 text") from None
