@@ -1,0 +1,37 @@
+/* Causal attention over paged keys and values, one block (page) of keys at a time with a running softmax. */
+#ifndef LC_ATTENTION_H
+#define LC_ATTENTION_H
+
+#include "kernel_table.h"
+#include "localcoder.h"
+
+enum { LC_ATTEND_QUERIES = 32 }; /* most query rows (tokens x heads of a group) in one piece of work */
+
+/* Tokens of one sequence that stand together in a step. */
+typedef struct lc_run {
+    int first, n;
+} lc_run;
+
+typedef struct lc_attention {
+    const lc_kernels *kernels;
+    const lc_kv *kv;
+    const lc_step *step;
+    int layer, n_head;
+    const float *q; /* [n_tokens][n_head * head_dim] */
+    float *out;     /* same */
+    const lc_run *runs;
+    int n_runs;
+} lc_attention;
+
+/* Most tokens of a run. */
+int lc_attend_run_tokens(int n_head, int n_head_kv);
+/* Pieces of work in a step. */
+int lc_attend_count(const lc_attention *attention);
+/* Floats of scratch that one thread needs. */
+size_t lc_attend_scratch(const lc_kv *kv, int n_head);
+void lc_attend_item(const lc_attention *attention, int item, float *scratch);
+
+/* Where head h of `position` lies in k or v of `layer`. */
+size_t lc_kv_offset(const lc_kv *kv, const lc_step *step, int layer, int token, int position, int head);
+
+#endif

@@ -1,0 +1,102 @@
+/* The kernels of one instruction set.
+ *
+ * kernels_ref.c fills every entry in plain C; the file of an instruction set copies that table and overrides what it
+ * does better. Contracts hold for all of them. Rules common to all:
+ *   - pointers need no alignment, and nothing is read or written beyond the stated lengths;
+ *   - a row's result depends on that row alone: not on how many rows or tokens a call is given;
+ *   - not-finite input gives not-finite output.
+ *
+ * Dot products of q8 formats have one order in every kernel, whatever its tile: the group of 32 is summed in integers
+ * (for formats with a scale per 16, each half), multiplied by (weight scale * activation scale), and added in float32
+ * to the row's sum, groups in ascending order; then the group's minimum times (activation scale * sum of codes) is
+ * subtracted. Instruction sets differ only in whether multiply and add are fused. */
+#ifndef LC_KERNEL_TABLE_H
+#define LC_KERNEL_TABLE_H
+
+#include "formats.h"
+
+enum {
+    LC_GROUP = 32,           /* activations that share a scale */
+    LC_PANEL_ELEMS = 512,    /* most values of a row in a panel; a multiple of every format's block */
+    LC_MAX_TILE_ROWS = 16,
+    LC_MAX_TILE_TOKENS = 16,
+    LC_TILE_KINDS = 4
+};
+
+/* Activations of `n_tokens` tokens (at most tile_tokens), rounded to q8. n is the length of a row. */
+typedef struct lc_q8_block {
+    int32_t n_tokens;
+    int8_t *codes;   /* [n / 4][n_tokens][4] */
+    float *scales;   /* [n / 32][n_tokens] */
+    int32_t *bias32; /* [n / 32][n_tokens] -code_bias * sum of the group's codes */
+    int32_t *bias16; /* [n / 16][n_tokens] the same for each half of a group */
+    float *sums32;   /* [n / 32][n_tokens] scale * sum of the group's codes */
+    float *sums16;   /* [n / 16][n_tokens] */
+} lc_q8_block;
+
+/* tile_rows rows of weights, unpacked; n <= LC_PANEL_ELEMS values each. */
+typedef struct lc_panel {
+    uint8_t *codes; /* [n / 4][tile_rows][4]; code + code_bias where the format has no minimum, else the code */
+    float *scales;  /* [n / sub][tile_rows] */
+    float *mins;    /* [n / sub][tile_rows]; only where the format has minimums */
+} lc_panel;
+
+/* Which of the four tile kernels a format wants. */
+static inline int lc_tile_kind(const lc_format *format) { return (format->sub == 16) + 2 * format->has_min; }
+
+/* c[t * ldc + r] += row r of the panel . token t, for n values, all rows of the tile, all tokens of the block. */
+typedef void (*lc_tile_fn)(const lc_panel *panel, const lc_q8_block *x, int n, float *c, int ldc);
+
+/* Takes n values (a multiple of the block, at most LC_PANEL_ELEMS) of tile_rows rows apart; rows stand row_bytes
+ * apart, those from n_rows on do not exist: their place holds anything finite. */
+typedef void (*lc_unpack_tile_fn)(const uint8_t *rows, size_t row_bytes, int n_rows, int n, lc_panel *panel);
+
+/* c[r] = row r . x, x of one token, whole rows of n values; n_rows <= tile_rows. Same sums as the tile kernel. */
+typedef void (*lc_matvec_fn)(const uint8_t *rows, size_t row_bytes, int n_rows, const lc_q8_block *x, int n, float *c);
+
+/* y[t * ldy + r] = row r . x[t] for float types: n_rows rows that stand row_bytes apart, n_tokens rows of x, ldx
+ * floats apart. Each sum runs in several lanes that are added in a fixed order at the end. */
+typedef void (*lc_float_tile_fn)(const uint8_t *rows, size_t row_bytes, int n_rows, const float *x, size_t ldx,
+                                 int n_tokens, int n, float *y, size_t ldy);
+
+typedef struct lc_kernels {
+    const char *isa;
+    int tile_rows;
+    int tile_tokens;
+    int code_bias; /* 0 or 128: what panels add to the signed codes of formats without minimums */
+
+    /* One token: x [n], n a multiple of 32, into place `t` of its block. */
+    void (*quantize_q8)(const float *x, int n, const lc_q8_block *block, int t);
+    lc_tile_fn tile[LC_TILE_KINDS];
+    lc_unpack_tile_fn unpack_tile[LC_TYPE_END]; /* NULL: lc_format.unpack, then interleaved */
+    lc_matvec_fn matvec[LC_TYPE_END];           /* NULL: a tile of one token */
+    lc_float_tile_fn dot_f32, dot_f16, dot_bf16;
+
+    /* out = x / sqrt(mean(x²) + eps) · weight */
+    void (*rms_norm)(const float *x, const float *weight, int n, double eps, float *out);
+    /* Rotates the pairs of n_head heads; cos, sin [head_dim / 2]. out may be x. */
+    void (*rope)(const float *x, const float *cos, const float *sin, int n_head, int head_dim, float *out);
+    /* out = gate · sigmoid(gate) · up. out may be either. */
+    void (*silu_mul)(const float *gate, const float *up, int n, float *out);
+    void (*add)(const float *a, const float *b, int n, float *out);
+    void (*half_to_float)(const uint16_t *h, int n, float *x);
+    void (*float_to_half)(const float *x, int n, uint16_t *h);
+
+    /* Attention over one block of keys. d is the head dimension padded with zeros to a multiple of 16.
+     * scores[i * lds + j] = q[i * d ...] . k[j * d ...] * scale */
+    void (*attend_scores)(const float *q, int n_q, const float *k, int n_k, int d, float scale, float *scores, int lds);
+    /* scores = exp(scores - max), n a multiple of 16; returns their sum. -INFINITY gives 0. */
+    float (*exp_sum)(float *scores, int n, float max);
+    /* out[i * d ...] = out[i * d ...] * keep[i] + sum over j of weights[i * ldw + j] · v[j * d ...], j ascending */
+    void (*attend_mix)(const float *weights, int ldw, const float *keep, int n_q, const float *v, int n_k, int d,
+                       float *out);
+} lc_kernels;
+
+/* Fills a table: lc_kernels_ref all of it, the others their own entries over it. */
+typedef void (*lc_kernels_fn)(lc_kernels *table);
+void lc_kernels_ref(lc_kernels *table);
+void lc_kernels_avx2(lc_kernels *table);
+void lc_kernels_avx512(lc_kernels *table);
+void lc_kernels_neon(lc_kernels *table);
+
+#endif

@@ -1,0 +1,433 @@
+/* AVX2 with FMA and F16C. Tiles hold 8 rows in the lanes of a register and 4 tokens. */
+#include <immintrin.h>
+#include <math.h>
+#include <string.h>
+
+#include "half.h"
+#include "kernel_table.h"
+
+enum { TILE_ROWS = 8, TILE_TOKENS = 4 };
+
+#define INLINE static inline __attribute__((always_inline))
+
+INLINE float sum_f32(__m256 x) {
+    __m128 s = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+}
+
+INLINE float max_f32(__m256 x) {
+    __m128 m = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    m = _mm_max_ps(m, _mm_movehl_ps(m, m));
+    return _mm_cvtss_f32(_mm_max_ss(m, _mm_movehdup_ps(m)));
+}
+
+INLINE int32_t sum_i32(__m256i x) {
+    __m128i s = _mm_add_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
+    s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0x4E));
+    return _mm_cvtsi128_si32(_mm_add_epi32(s, _mm_shuffle_epi32(s, 0xB1)));
+}
+
+/* --- q8 ------------------------------------------------------------------------------------------------------- */
+
+static void quantize_q8(const float *x, int n, const lc_q8_block *block, int t) {
+    const size_t stride = (size_t)block->n_tokens;
+    const __m256 magnitude = _mm256_castsi256_ps(_mm256_set1_epi32(0x7FFFFFFF)), zero = _mm256_setzero_ps();
+    for (int g = 0; g < n / LC_GROUP; g++, x += LC_GROUP) {
+        __m256 v[4], extreme = zero, poison = zero;
+        for (int i = 0; i < 4; i++) {
+            v[i] = _mm256_loadu_ps(x + 8 * i);
+            extreme = _mm256_max_ps(extreme, _mm256_and_ps(v[i], magnitude));
+            poison = _mm256_add_ps(poison, _mm256_mul_ps(v[i], zero));
+        }
+        const float top = max_f32(extreme);
+        const float scale = top / 127.0f + sum_f32(poison); /* NaN if a value is not finite */
+        const __m256 inverse = _mm256_set1_ps(top > 0 ? 127.0f * (1.0f / top) : 0.0f);
+        __m256i q[4];
+        for (int i = 0; i < 4; i++) q[i] = _mm256_cvtps_epi32(_mm256_mul_ps(v[i], inverse));
+        const int low = sum_i32(_mm256_add_epi32(q[0], q[1])), high = sum_i32(_mm256_add_epi32(q[2], q[3]));
+        const __m256i packed = _mm256_packs_epi16(_mm256_packs_epi32(q[0], q[1]), _mm256_packs_epi32(q[2], q[3]));
+        int32_t codes[8];
+        _mm256_storeu_si256((__m256i *)codes,
+                            _mm256_permutevar8x32_epi32(packed, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7)));
+        int8_t *to = block->codes + ((size_t)g * 8 * stride + (size_t)t) * 4;
+        for (int i = 0; i < 8; i++) memcpy(to + (size_t)i * stride * 4, &codes[i], 4);
+        const size_t at = (size_t)g * stride + (size_t)t, at16 = 2 * (size_t)g * stride + (size_t)t;
+        block->scales[at] = scale;
+        block->bias32[at] = 0;
+        block->bias16[at16] = 0;
+        block->bias16[at16 + stride] = 0;
+        block->sums32[at] = scale * (float)(low + high);
+        block->sums16[at16] = scale * (float)low;
+        block->sums16[at16 + stride] = scale * (float)high;
+    }
+}
+
+/* sum += products of 8 rows' next four codes with one token's. Codes of formats with minimums are unsigned; others
+ * move their sign to the activation, because the instruction wants one unsigned operand. */
+INLINE __m256i dot4(__m256i sum, __m256i w, __m256i w_abs, __m256i a, int is_unsigned) {
+    const __m256i pairs = is_unsigned ? _mm256_maddubs_epi16(w, a) : _mm256_maddubs_epi16(w_abs, _mm256_sign_epi8(a, w));
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+}
+
+INLINE __m256i broadcast4(const int8_t *p) {
+    int32_t four;
+    memcpy(&four, p, 4);
+    return _mm256_set1_epi32(four);
+}
+
+INLINE void tile(const lc_panel *panel, const lc_q8_block *x, int n, float *c, int ldc, int n_tokens, int sub,
+                 int has_min) {
+    __m256 total[TILE_TOKENS];
+    for (int t = 0; t < n_tokens; t++) total[t] = _mm256_loadu_ps(c + t * ldc);
+    const uint8_t *w = panel->codes;
+    const int8_t *a = x->codes;
+    for (int s = 0; s < n / sub; s++) {
+        __m256i sum[TILE_TOKENS];
+        for (int t = 0; t < n_tokens; t++) sum[t] = _mm256_setzero_si256();
+        for (int k = 0; k < sub / 4; k++, w += 4 * TILE_ROWS, a += 4 * n_tokens) {
+            const __m256i codes = _mm256_loadu_si256((const __m256i *)w), codes_abs = _mm256_abs_epi8(codes);
+            for (int t = 0; t < n_tokens; t++) sum[t] = dot4(sum[t], codes, codes_abs, broadcast4(a + 4 * t), has_min);
+        }
+        const __m256 scale = _mm256_loadu_ps(panel->scales + s * TILE_ROWS);
+        const float *a_scale = x->scales + s * sub / LC_GROUP * n_tokens;
+        for (int t = 0; t < n_tokens; t++)
+            total[t] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum[t]), _mm256_mul_ps(scale, _mm256_set1_ps(a_scale[t])),
+                                       total[t]);
+        if (has_min) {
+            const __m256 min = _mm256_loadu_ps(panel->mins + s * TILE_ROWS);
+            const float *a_sum = (sub == 32 ? x->sums32 : x->sums16) + s * n_tokens;
+            for (int t = 0; t < n_tokens; t++) total[t] = _mm256_fnmadd_ps(min, _mm256_set1_ps(a_sum[t]), total[t]);
+        }
+    }
+    for (int t = 0; t < n_tokens; t++) _mm256_storeu_ps(c + t * ldc, total[t]);
+}
+
+#define DEFINE_TILE(name, sub, has_min)                                                       \
+    static void name(const lc_panel *panel, const lc_q8_block *x, int n, float *c, int ldc) { \
+        switch (x->n_tokens) {                                                                \
+        case 1: tile(panel, x, n, c, ldc, 1, sub, has_min); break;                            \
+        case 2: tile(panel, x, n, c, ldc, 2, sub, has_min); break;                            \
+        case 3: tile(panel, x, n, c, ldc, 3, sub, has_min); break;                            \
+        default: tile(panel, x, n, c, ldc, 4, sub, has_min);                                  \
+        }                                                                                     \
+    }
+DEFINE_TILE(tile_32, 32, 0)
+DEFINE_TILE(tile_16, 16, 0)
+DEFINE_TILE(tile_32_min, 32, 1)
+DEFINE_TILE(tile_16_min, 16, 1)
+
+/* 4 rows of 16 bytes in each of two registers' halves -> dword k of all 8 rows in out[k]. Row r is in low half of
+ * q[r] for r < 4, in the high half of q[r - 4] else. */
+INLINE void transpose(const __m256i q[4], __m256i out[4]) {
+    const __m256i a = _mm256_unpacklo_epi32(q[0], q[1]), b = _mm256_unpackhi_epi32(q[0], q[1]);
+    const __m256i c = _mm256_unpacklo_epi32(q[2], q[3]), d = _mm256_unpackhi_epi32(q[2], q[3]);
+    out[0] = _mm256_unpacklo_epi64(a, c);
+    out[1] = _mm256_unpackhi_epi64(a, c);
+    out[2] = _mm256_unpacklo_epi64(b, d);
+    out[3] = _mm256_unpackhi_epi64(b, d);
+}
+
+/* The 16 bytes at `offset` of each of 8 rows, as dwords across the rows. */
+INLINE void load_rows(const uint8_t *const row[TILE_ROWS], size_t offset, __m256i out[4]) {
+    __m256i q[4];
+    for (int i = 0; i < 4; i++) {
+        const __m128i low = _mm_loadu_si128((const __m128i *)(row[i] + offset));
+        const __m128i high = _mm_loadu_si128((const __m128i *)(row[i + 4] + offset));
+        q[i] = _mm256_inserti128_si256(_mm256_castsi128_si256(low), high, 1);
+    }
+    transpose(q, out);
+}
+
+/* The half at `offset` of each of 8 rows. */
+INLINE __m256 load_halves(const uint8_t *const row[TILE_ROWS], size_t offset) {
+    uint16_t h[TILE_ROWS];
+    for (int r = 0; r < TILE_ROWS; r++) memcpy(&h[r], row[r] + offset, 2);
+    return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)h));
+}
+
+/* Rows that do not exist read the last one that does. */
+INLINE void row_pointers(const uint8_t *rows, size_t row_bytes, int n_rows, const uint8_t *row[TILE_ROWS]) {
+    for (int r = 0; r < TILE_ROWS; r++) row[r] = rows + (size_t)(r < n_rows ? r : n_rows - 1) * row_bytes;
+}
+
+/* One block of 32 of each row: codes in eight registers of 8 rows x 4, and the scales. */
+INLINE __m256 unpack_q4_0(const uint8_t *const row[TILE_ROWS], size_t at, __m256i w[8]) {
+    const __m256i low = _mm256_set1_epi8(15), eight = _mm256_set1_epi8(8);
+    __m256i packed[4];
+    load_rows(row, at + offsetof(lc_block_q4_0, qs), packed);
+    for (int k = 0; k < 4; k++) {
+        w[k] = _mm256_sub_epi8(_mm256_and_si256(packed[k], low), eight);
+        w[k + 4] = _mm256_sub_epi8(_mm256_and_si256(_mm256_srli_epi16(packed[k], 4), low), eight);
+    }
+    return load_halves(row, at);
+}
+
+INLINE __m256 unpack_q8_0(const uint8_t *const row[TILE_ROWS], size_t at, __m256i w[8]) {
+    load_rows(row, at + offsetof(lc_block_q8_0, qs), w);
+    load_rows(row, at + offsetof(lc_block_q8_0, qs) + 16, w + 4);
+    return load_halves(row, at);
+}
+
+/* unpack_tile and matvec for formats with one scale and no minimum for 32 values. */
+#define DEFINE_SIMPLE(name)                                                                                     \
+    static void unpack_tile_##name(const uint8_t *rows, size_t row_bytes, int n_rows, int n, lc_panel *panel) { \
+        const uint8_t *row[TILE_ROWS];                                                                          \
+        row_pointers(rows, row_bytes, n_rows, row);                                                             \
+        for (int g = 0; g < n / 32; g++) {                                                                      \
+            __m256i w[8];                                                                                       \
+            const __m256 scale = unpack_##name(row, (size_t)g * sizeof(lc_block_##name), w);                    \
+            _mm256_storeu_ps(panel->scales + g * TILE_ROWS, scale);                                             \
+            for (int k = 0; k < 8; k++)                                                                         \
+                _mm256_storeu_si256((__m256i *)(panel->codes + (g * 8 + k) * 4 * TILE_ROWS), w[k]);             \
+        }                                                                                                       \
+    }                                                                                                           \
+    static void matvec_##name(const uint8_t *rows, size_t row_bytes, int n_rows, const lc_q8_block *x, int n,   \
+                              float *c) {                                                                       \
+        const uint8_t *row[TILE_ROWS];                                                                          \
+        row_pointers(rows, row_bytes, n_rows, row);                                                             \
+        __m256 total = _mm256_setzero_ps();                                                                     \
+        for (int g = 0; g < n / 32; g++) {                                                                      \
+            __m256i w[8], sum = _mm256_setzero_si256();                                                         \
+            const __m256 scale = unpack_##name(row, (size_t)g * sizeof(lc_block_##name), w);                    \
+            for (int k = 0; k < 8; k++)                                                                         \
+                sum = dot4(sum, w[k], _mm256_abs_epi8(w[k]), broadcast4(x->codes + g * 32 + 4 * k), 0);         \
+            total = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum), _mm256_mul_ps(scale, _mm256_set1_ps(x->scales[g])), \
+                                    total);                                                                     \
+        }                                                                                                       \
+        float sums[TILE_ROWS];                                                                                  \
+        _mm256_storeu_ps(sums, total);                                                                          \
+        memcpy(c, sums, (size_t)n_rows * sizeof *c);                                                            \
+    }
+DEFINE_SIMPLE(q4_0)
+DEFINE_SIMPLE(q8_0)
+
+/* --- float types ---------------------------------------------------------------------------------------------- */
+
+INLINE __m256 load8_f32(const uint8_t *p) { return _mm256_loadu_ps((const float *)(const void *)p); }
+INLINE __m256 load8_f16(const uint8_t *p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)); }
+INLINE __m256 load8_bf16(const uint8_t *p) {
+    const __m256i bits = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(bits, 16));
+}
+
+typedef __m256 (*load8_fn)(const uint8_t *);
+
+/* A block of n_rows x n_tokens sums; the last n % 8 values are copied beside zeros. */
+INLINE void dot_block(const uint8_t *rows, size_t row_bytes, const float *x, size_t ldx, int n, float *y, size_t ldy,
+                      int n_rows, int n_tokens, load8_fn load, size_t size) {
+    __m256 sum[3][4];
+    for (int r = 0; r < n_rows; r++)
+        for (int t = 0; t < n_tokens; t++) sum[r][t] = _mm256_setzero_ps();
+    const int whole = n / 8 * 8;
+    for (int i = 0; i < whole; i += 8) {
+        __m256 w[3];
+        for (int r = 0; r < n_rows; r++) w[r] = load(rows + (size_t)r * row_bytes + (size_t)i * size);
+        for (int t = 0; t < n_tokens; t++) {
+            const __m256 v = _mm256_loadu_ps(x + (size_t)t * ldx + i);
+            for (int r = 0; r < n_rows; r++) sum[r][t] = _mm256_fmadd_ps(w[r], v, sum[r][t]);
+        }
+    }
+    for (int r = 0; r < n_rows && whole < n; r++)
+        for (int t = 0; t < n_tokens; t++) {
+            uint8_t w_tail[32] = {0};
+            float x_tail[8] = {0};
+            memcpy(w_tail, rows + (size_t)r * row_bytes + (size_t)whole * size, (size_t)(n - whole) * size);
+            memcpy(x_tail, x + (size_t)t * ldx + whole, (size_t)(n - whole) * sizeof *x);
+            sum[r][t] = _mm256_fmadd_ps(load(w_tail), _mm256_loadu_ps(x_tail), sum[r][t]);
+        }
+    for (int r = 0; r < n_rows; r++)
+        for (int t = 0; t < n_tokens; t++) y[(size_t)t * ldy + (size_t)r] = sum_f32(sum[r][t]);
+}
+
+INLINE void dot_rows(const uint8_t *rows, size_t row_bytes, int n_rows, const float *x, size_t ldx, int n_tokens, int n,
+                     float *y, size_t ldy, load8_fn load, size_t size) {
+    int r = 0;
+    for (; r + 3 <= n_rows; r += 3, rows += 3 * row_bytes, y += 3) {
+        int t = 0;
+        for (; t + 4 <= n_tokens; t += 4)
+            dot_block(rows, row_bytes, x + (size_t)t * ldx, ldx, n, y + (size_t)t * ldy, ldy, 3, 4, load, size);
+        for (; t < n_tokens; t++)
+            dot_block(rows, row_bytes, x + (size_t)t * ldx, ldx, n, y + (size_t)t * ldy, ldy, 3, 1, load, size);
+    }
+    for (; r < n_rows; r++, rows += row_bytes, y++)
+        for (int t = 0; t < n_tokens; t++)
+            dot_block(rows, row_bytes, x + (size_t)t * ldx, ldx, n, y + (size_t)t * ldy, ldy, 1, 1, load, size);
+}
+
+#define DEFINE_DOT(name, load, size)                                                                               \
+    static void name(const uint8_t *rows, size_t row_bytes, int n_rows, const float *x, size_t ldx, int n_tokens,  \
+                     int n, float *y, size_t ldy) {                                                                \
+        dot_rows(rows, row_bytes, n_rows, x, ldx, n_tokens, n, y, ldy, load, size);                                \
+    }
+DEFINE_DOT(dot_f32, load8_f32, 4)
+DEFINE_DOT(dot_f16, load8_f16, 2)
+DEFINE_DOT(dot_bf16, load8_bf16, 2)
+
+/* --- rows ----------------------------------------------------------------------------------------------------- */
+
+static void rms_norm(const float *x, const float *weight, int n, double eps, float *out) {
+    __m256d sum[2] = {_mm256_setzero_pd(), _mm256_setzero_pd()};
+    int i = 0;
+    for (; i + 8 <= n; i += 8)
+        for (int h = 0; h < 2; h++) {
+            const __m256d v = _mm256_cvtps_pd(_mm_loadu_ps(x + i + 4 * h));
+            sum[h] = _mm256_fmadd_pd(v, v, sum[h]);
+        }
+    double lane[4], total = 0;
+    _mm256_storeu_pd(lane, _mm256_add_pd(sum[0], sum[1]));
+    for (int l = 0; l < 4; l++) total += lane[l];
+    for (; i < n; i++) total += (double)x[i] * x[i];
+    const float inverse = (float)(1.0 / sqrt(total / n + eps));
+    for (i = 0; i < n; i++) out[i] = x[i] * inverse * weight[i];
+}
+
+/* e^x to about one unit in the last place: 2^k times a polynomial in the rest, k = round(x / ln 2). Below -87 it is
+ * 0, NaN stays NaN. */
+INLINE __m256 exp8(__m256 x) {
+    const __m256 low = _mm256_set1_ps(-87.0f);
+    const __m256 is_tiny = _mm256_cmp_ps(x, low, _CMP_LT_OQ);
+    const __m256 v = _mm256_min_ps(_mm256_set1_ps(88.0f), _mm256_max_ps(low, x)); /* these keep a NaN in x */
+    const __m256 k = _mm256_round_ps(_mm256_mul_ps(v, _mm256_set1_ps(1.44269504f)),
+                                     _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    __m256 r = _mm256_fnmadd_ps(k, _mm256_set1_ps(0.693359375f), v);
+    r = _mm256_fnmadd_ps(k, _mm256_set1_ps(-2.12194440e-4f), r);
+    __m256 p = _mm256_set1_ps(1.0f / 5040);
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.0f / 720));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.0f / 120));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.0f / 24));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.0f / 6));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(0.5f));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.0f));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.0f));
+    const __m256i power = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(k), _mm256_set1_epi32(127)), 23);
+    return _mm256_andnot_ps(is_tiny, _mm256_mul_ps(p, _mm256_castsi256_ps(power)));
+}
+
+INLINE __m256 silu_mul8(__m256 gate, __m256 up) {
+    const __m256 one = _mm256_set1_ps(1.0f);
+    const __m256 e = exp8(_mm256_xor_ps(gate, _mm256_set1_ps(-0.0f)));
+    return _mm256_mul_ps(_mm256_div_ps(gate, _mm256_add_ps(one, e)), up);
+}
+
+static void silu_mul(const float *gate, const float *up, int n, float *out) {
+    int i = 0;
+    for (; i + 8 <= n; i += 8)
+        _mm256_storeu_ps(out + i, silu_mul8(_mm256_loadu_ps(gate + i), _mm256_loadu_ps(up + i)));
+    if (i == n) return;
+    float g[8] = {0}, u[8] = {0};
+    memcpy(g, gate + i, (size_t)(n - i) * sizeof *g);
+    memcpy(u, up + i, (size_t)(n - i) * sizeof *u);
+    _mm256_storeu_ps(g, silu_mul8(_mm256_loadu_ps(g), _mm256_loadu_ps(u)));
+    memcpy(out + i, g, (size_t)(n - i) * sizeof *g);
+}
+
+static void half_to_float(const uint16_t *h, int n, float *x) {
+    int i = 0;
+    for (; i + 8 <= n; i += 8) _mm256_storeu_ps(x + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(h + i))));
+    for (; i < n; i++) x[i] = lc_half_to_float(h[i]);
+}
+
+static void float_to_half(const float *x, int n, uint16_t *h) {
+    int i = 0;
+    for (; i + 8 <= n; i += 8)
+        _mm_storeu_si128((__m128i *)(h + i), _mm256_cvtps_ph(_mm256_loadu_ps(x + i), _MM_FROUND_TO_NEAREST_INT));
+    for (; i < n; i++) h[i] = lc_float_to_half(x[i]);
+}
+
+/* --- attention ------------------------------------------------------------------------------------------------ */
+
+INLINE void scores_block(const float *q, const float *k, int d, float scale, float *scores, int lds, int n_q, int n_k) {
+    __m256 sum[2][4];
+    for (int i = 0; i < n_q; i++)
+        for (int j = 0; j < n_k; j++) sum[i][j] = _mm256_setzero_ps();
+    for (int e = 0; e < d; e += 8) {
+        __m256 v[2];
+        for (int i = 0; i < n_q; i++) v[i] = _mm256_loadu_ps(q + i * d + e);
+        for (int j = 0; j < n_k; j++) {
+            const __m256 key = _mm256_loadu_ps(k + j * d + e);
+            for (int i = 0; i < n_q; i++) sum[i][j] = _mm256_fmadd_ps(v[i], key, sum[i][j]);
+        }
+    }
+    for (int i = 0; i < n_q; i++)
+        for (int j = 0; j < n_k; j++) scores[i * lds + j] = sum_f32(sum[i][j]) * scale;
+}
+
+static void attend_scores(const float *q, int n_q, const float *k, int n_k, int d, float scale, float *scores,
+                          int lds) {
+    int i = 0;
+    for (; i + 2 <= n_q; i += 2) {
+        int j = 0;
+        for (; j + 4 <= n_k; j += 4) scores_block(q + i * d, k + j * d, d, scale, scores + i * lds + j, lds, 2, 4);
+        for (; j < n_k; j++) scores_block(q + i * d, k + j * d, d, scale, scores + i * lds + j, lds, 2, 1);
+    }
+    if (i == n_q) return;
+    int j = 0;
+    for (; j + 4 <= n_k; j += 4) scores_block(q + i * d, k + j * d, d, scale, scores + i * lds + j, lds, 1, 4);
+    for (; j < n_k; j++) scores_block(q + i * d, k + j * d, d, scale, scores + i * lds + j, lds, 1, 1);
+}
+
+static float exp_sum(float *scores, int n, float max) {
+    const __m256 top = _mm256_set1_ps(max);
+    __m256 sum = _mm256_setzero_ps();
+    for (int i = 0; i < n; i += 8) {
+        const __m256 e = exp8(_mm256_sub_ps(_mm256_loadu_ps(scores + i), top));
+        _mm256_storeu_ps(scores + i, e);
+        sum = _mm256_add_ps(sum, e);
+    }
+    return sum_f32(sum);
+}
+
+INLINE void mix_block(const float *weights, int ldw, const float *keep, const float *v, int n_k, int d, float *out,
+                      int n_q, int n_e) {
+    __m256 sum[4][2];
+    for (int i = 0; i < n_q; i++)
+        for (int e = 0; e < n_e; e++)
+            sum[i][e] = _mm256_mul_ps(_mm256_loadu_ps(out + i * d + 8 * e), _mm256_set1_ps(keep[i]));
+    for (int j = 0; j < n_k; j++) {
+        __m256 value[2];
+        for (int e = 0; e < n_e; e++) value[e] = _mm256_loadu_ps(v + j * d + 8 * e);
+        for (int i = 0; i < n_q; i++) {
+            const __m256 weight = _mm256_set1_ps(weights[i * ldw + j]);
+            for (int e = 0; e < n_e; e++) sum[i][e] = _mm256_fmadd_ps(weight, value[e], sum[i][e]);
+        }
+    }
+    for (int i = 0; i < n_q; i++)
+        for (int e = 0; e < n_e; e++) _mm256_storeu_ps(out + i * d + 8 * e, sum[i][e]);
+}
+
+static void attend_mix(const float *weights, int ldw, const float *keep, int n_q, const float *v, int n_k, int d,
+                       float *out) {
+    int i = 0;
+    for (; i + 4 <= n_q; i += 4)
+        for (int e = 0; e < d; e += 16)
+            mix_block(weights + i * ldw, ldw, keep + i, v + e, n_k, d, out + i * d + e, 4, 2);
+    for (; i < n_q; i++)
+        for (int e = 0; e < d; e += 16)
+            mix_block(weights + i * ldw, ldw, keep + i, v + e, n_k, d, out + i * d + e, 1, 2);
+}
+
+void lc_kernels_avx2(lc_kernels *table) {
+    table->isa = "avx2";
+    table->tile_rows = TILE_ROWS;
+    table->tile_tokens = TILE_TOKENS;
+    table->quantize_q8 = quantize_q8;
+    table->tile[0] = tile_32;
+    table->tile[1] = tile_16;
+    table->tile[2] = tile_32_min;
+    table->tile[3] = tile_16_min;
+    table->unpack_tile[LC_TYPE_Q4_0] = unpack_tile_q4_0;
+    table->unpack_tile[LC_TYPE_Q8_0] = unpack_tile_q8_0;
+    table->matvec[LC_TYPE_Q4_0] = matvec_q4_0;
+    table->matvec[LC_TYPE_Q8_0] = matvec_q8_0;
+    table->dot_f32 = dot_f32;
+    table->dot_f16 = dot_f16;
+    table->dot_bf16 = dot_bf16;
+    table->rms_norm = rms_norm;
+    table->silu_mul = silu_mul;
+    table->half_to_float = half_to_float;
+    table->float_to_half = float_to_half;
+    table->attend_scores = attend_scores;
+    table->exp_sum = exp_sum;
+    table->attend_mix = attend_mix;
+}

@@ -1,0 +1,142 @@
+#include "matmul.h"
+
+#include <string.h>
+
+#include "aligned.h"
+
+enum { PANEL_SCALES = LC_PANEL_ELEMS / 16 };
+
+size_t lc_q8_bytes(const lc_kernels *kernels, int n_tokens, int n) {
+    const size_t per_token = (size_t)n + (size_t)n / LC_GROUP * 7 * sizeof(float);
+    return lc_round_up((size_t)n_tokens, (size_t)kernels->tile_tokens) * per_token;
+}
+
+lc_q8_block lc_q8_block_at(const lc_kernels *kernels, const lc_q8_store *store, int b) {
+    const int first = b * kernels->tile_tokens;
+    const int left = store->n_tokens - first;
+    const int n_tokens = left < kernels->tile_tokens ? left : kernels->tile_tokens;
+    const size_t n = (size_t)store->n, groups = n / LC_GROUP * (size_t)n_tokens;
+    uint8_t *memory = store->memory + (size_t)first * (n + n / LC_GROUP * 7 * sizeof(float));
+    lc_q8_block block = {.n_tokens = n_tokens};
+    block.scales = (float *)memory;
+    block.bias32 = (int32_t *)(block.scales + groups);
+    block.bias16 = block.bias32 + groups;
+    block.sums32 = (float *)(block.bias16 + 2 * groups);
+    block.sums16 = block.sums32 + groups;
+    block.codes = (int8_t *)(block.sums16 + 2 * groups);
+    return block;
+}
+
+lc_q8_block lc_q8_block_from(const lc_q8_block *block, int k0) {
+    const size_t m = (size_t)block->n_tokens, group = (size_t)k0 / LC_GROUP * m;
+    lc_q8_block part = *block;
+    part.codes += (size_t)k0 * m;
+    part.scales += group;
+    part.bias32 += group;
+    part.bias16 += 2 * group;
+    part.sums32 += group;
+    part.sums16 += 2 * group;
+    return part;
+}
+
+size_t lc_panel_bytes(const lc_kernels *kernels) {
+    return (size_t)kernels->tile_rows * (LC_PANEL_ELEMS + 2 * PANEL_SCALES * sizeof(float));
+}
+
+static lc_panel panel_at(const lc_kernels *kernels, uint8_t *memory, int tile) {
+    uint8_t *p = memory + (size_t)tile * lc_panel_bytes(kernels);
+    float *scales = (float *)(p + kernels->tile_rows * LC_PANEL_ELEMS);
+    return (lc_panel){p, scales, scales + kernels->tile_rows * PANEL_SCALES};
+}
+
+/* Unpacks row by row with the plain code and interleaves. */
+static void unpack_plain(const lc_kernels *kernels, const lc_format *format, const uint8_t *rows, size_t row_bytes,
+                         int n_rows, int n, lc_panel *panel) {
+    const int tile_rows = kernels->tile_rows;
+    const int bias = format->has_min ? 0 : kernels->code_bias;
+    int8_t codes[LC_PANEL_ELEMS];
+    float scales[PANEL_SCALES], mins[PANEL_SCALES];
+    for (int r = 0; r < tile_rows; r++) {
+        if (r < n_rows) format->unpack(rows + (size_t)r * row_bytes, n, codes, scales, mins);
+        for (int k = 0; k < n; k++) panel->codes[(k / 4 * tile_rows + r) * 4 + k % 4] = (uint8_t)(codes[k] + bias);
+        for (int s = 0; s < n / format->sub; s++) {
+            panel->scales[s * tile_rows + r] = scales[s];
+            if (format->has_min) panel->mins[s * tile_rows + r] = mins[s];
+        }
+    }
+}
+
+static void unpack_tile(const lc_kernels *kernels, int32_t type, const uint8_t *rows, size_t row_bytes, int n_rows,
+                        int n, lc_panel *panel) {
+    if (kernels->unpack_tile[type] != NULL)
+        kernels->unpack_tile[type](rows, row_bytes, n_rows, n, panel);
+    else
+        unpack_plain(kernels, lc_format_of(type), rows, row_bytes, n_rows, n, panel);
+}
+
+/* One token: the rows are read once, as they lie. */
+static void matvec_chunk(const lc_kernels *kernels, const lc_weight *weight, const uint8_t *rows, size_t row_bytes,
+                         int n_rows, const lc_q8_store *q8, float *c) {
+    const lc_q8_block x = lc_q8_block_at(kernels, q8, 0);
+    for (int r = 0; r < n_rows; r += kernels->tile_rows) {
+        const int left = n_rows - r;
+        kernels->matvec[weight->type](rows + (size_t)r * row_bytes, row_bytes,
+                                      left < kernels->tile_rows ? left : kernels->tile_rows, &x, weight->n_in, c + r);
+    }
+}
+
+/* Panels of all the chunk's tiles over a stretch of k are unpacked once and meet every token while they are in cache.
+ * Each sum still runs through k in order. */
+static void tiles_chunk(const lc_kernels *kernels, const lc_weight *weight, const uint8_t *rows, size_t row_bytes,
+                        int n_rows, const lc_q8_store *q8, const lc_matmul_scratch *scratch, float *c) {
+    const lc_format *format = lc_format_of(weight->type);
+    const lc_tile_fn tile = kernels->tile[lc_tile_kind(format)];
+    const int n_blocks = (q8->n_tokens + kernels->tile_tokens - 1) / kernels->tile_tokens;
+    memset(c, 0, (size_t)q8->n_tokens * LC_CHUNK_ROWS * sizeof *c);
+    for (int k0 = 0; k0 < weight->n_in; k0 += LC_PANEL_ELEMS) {
+        const int n = weight->n_in - k0 < LC_PANEL_ELEMS ? weight->n_in - k0 : LC_PANEL_ELEMS;
+        const uint8_t *part = rows + lc_row_bytes(format, k0);
+        for (int r = 0; r < n_rows; r += kernels->tile_rows) {
+            lc_panel panel = panel_at(kernels, scratch->panels, r / kernels->tile_rows);
+            unpack_tile(kernels, weight->type, part + (size_t)r * row_bytes, row_bytes,
+                        n_rows - r < kernels->tile_rows ? n_rows - r : kernels->tile_rows, n, &panel);
+        }
+        for (int b = 0; b < n_blocks; b++) {
+            const lc_q8_block block = lc_q8_block_at(kernels, q8, b);
+            const lc_q8_block x = lc_q8_block_from(&block, k0);
+            float *c_block = c + (size_t)b * (size_t)kernels->tile_tokens * LC_CHUNK_ROWS;
+            for (int r = 0; r < n_rows; r += kernels->tile_rows) {
+                const lc_panel panel = panel_at(kernels, scratch->panels, r / kernels->tile_rows);
+                tile(&panel, &x, n, c_block + r, LC_CHUNK_ROWS);
+            }
+        }
+    }
+}
+
+/* Float types: tokens in stretches that stay in cache while the chunk's rows pass by. */
+static void floats_chunk(const lc_kernels *kernels, const lc_weight *weight, const uint8_t *rows, size_t row_bytes,
+                         int n_rows, const float *x, int n_tokens, float *c) {
+    enum { X_BYTES = 1 << 18 };
+    const lc_float_tile_fn dot = weight->type == LC_TYPE_F32   ? kernels->dot_f32
+                                 : weight->type == LC_TYPE_F16 ? kernels->dot_f16
+                                                               : kernels->dot_bf16;
+    const size_t ldx = (size_t)weight->n_in;
+    int step = (int)(X_BYTES / (ldx * sizeof *x));
+    if (step < kernels->tile_tokens) step = kernels->tile_tokens;
+    for (int t = 0; t < n_tokens; t += step)
+        dot(rows, row_bytes, n_rows, x + (size_t)t * ldx, ldx, n_tokens - t < step ? n_tokens - t : step, weight->n_in,
+            c + (size_t)t * LC_CHUNK_ROWS, LC_CHUNK_ROWS);
+}
+
+void lc_matmul_chunk(const lc_kernels *kernels, const lc_weight *weight, int row0, int n_rows, const lc_q8_store *q8,
+                     const float *x, int n_tokens, const lc_matmul_scratch *scratch, float *c) {
+    const lc_format *format = lc_format_of(weight->type);
+    const size_t row_bytes = lc_row_bytes(format, weight->n_in);
+    const uint8_t *rows = weight->data + (size_t)row0 * row_bytes;
+    if (!format->is_q8)
+        floats_chunk(kernels, weight, rows, row_bytes, n_rows, x, n_tokens, c);
+    else if (n_tokens == 1 && kernels->matvec[weight->type] != NULL)
+        matvec_chunk(kernels, weight, rows, row_bytes, n_rows, q8, c);
+    else
+        tiles_chunk(kernels, weight, rows, row_bytes, n_rows, q8, scratch, c);
+}

@@ -1,0 +1,36 @@
+/* Products of activations with weights in any block format, in chunks of rows that threads take in turn. */
+#ifndef LC_MATMUL_H
+#define LC_MATMUL_H
+
+#include "kernel_table.h"
+#include "localcoder.h"
+
+/* Rounded activations of a step: blocks of tile_tokens tokens, the last one shorter. */
+typedef struct lc_q8_store {
+    uint8_t *memory; /* lc_q8_bytes(kernels, max_tokens, max_n) */
+    int n_tokens;
+    int n; /* length of a row */
+} lc_q8_store;
+
+size_t lc_q8_bytes(const lc_kernels *kernels, int n_tokens, int n);
+/* Block b of the store. */
+lc_q8_block lc_q8_block_at(const lc_kernels *kernels, const lc_q8_store *store, int b);
+/* The same block from value k0 (a multiple of 32) on. */
+lc_q8_block lc_q8_block_from(const lc_q8_block *block, int k0);
+
+enum { LC_CHUNK_ROWS = 64 }; /* most rows in a chunk; a multiple of every tile_rows */
+
+/* What one thread needs besides its stack. */
+typedef struct lc_matmul_scratch {
+    uint8_t *panels; /* lc_panel_bytes() for each tile of a chunk */
+    float *c[2];     /* [max_tokens][LC_CHUNK_ROWS] */
+} lc_matmul_scratch;
+
+size_t lc_panel_bytes(const lc_kernels *kernels);
+
+/* Where rows of `weight` from row0 on meet all tokens: c[t * LC_CHUNK_ROWS + r], r < n_rows. Quantized formats read
+ * `q8`, float types read x [n_tokens][n_in]. */
+void lc_matmul_chunk(const lc_kernels *kernels, const lc_weight *weight, int row0, int n_rows, const lc_q8_store *q8,
+                     const float *x, int n_tokens, const lc_matmul_scratch *scratch, float *c);
+
+#endif

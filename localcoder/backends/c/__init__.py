@@ -1,0 +1,1 @@
+"""The C core through cffi: one foreign call per step."""

@@ -1,0 +1,202 @@
+"""The `c` backend: compiles programs for the C core and replays each step in one foreign call."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from localcoder.backends.base import Backend, Executable, HostKVStore, KVStore
+from localcoder.backends.c.library import isas, load
+from localcoder.backends.c.lowering import LoweredOp, assign_slots, lower
+from localcoder.backends.cores import default_threads
+from localcoder.backends.program import Buffer, KVShape, Program, Step
+from localcoder.errors import BackendError, OptionError
+from localcoder.quants import by_name
+from localcoder.quants.spec import Bytes, Float32, QuantType
+
+MAX_THREADS = 1024
+
+
+class CBackend(Backend):
+    """The C core on `threads` threads (default: one a physical core).
+
+    Args:
+        threads: including the calling one.
+        isa: instruction set to use; default: LOCALCODER_CPU, else the best that this machine has.
+
+    Attributes:
+        threads: how many run.
+        isa: the instruction set in use.
+
+    Raises:
+        BackendError: no C core here, or the instruction set is unknown or cannot run here.
+        OptionError: `threads` out of range.
+    """
+
+    name = "c"
+
+    def __init__(self, threads: int | None = None, *, isa: str | None = None) -> None:
+        self._ffi, self._lib = load()
+        self.threads = default_threads() if threads is None else threads
+        if not 1 <= self.threads <= MAX_THREADS:
+            raise OptionError(f"threads is {self.threads}; expected 1 to {MAX_THREADS}")
+        wanted = isa or os.environ.get("LOCALCODER_CPU") or None
+        out = self._ffi.new("lc_pool **")
+        status = self._lib.lc_pool_new(self.threads, wanted.encode() if wanted else self._ffi.NULL, out)
+        if status in (self._lib.LC_NO_SUCH_ISA, self._lib.LC_ISA_UNSUPPORTED):
+            raise BackendError(_why_not(wanted))
+        self.check(status)
+        self.pool = self._ffi.gc(out[0], self._lib.lc_pool_free)
+        self.isa = self._ffi.string(self._lib.lc_pool_isa(self.pool)).decode()
+        self.description = f"C core, {self.isa}, {self.threads} thread{'s' if self.threads > 1 else ''}"
+
+    def check(self, status: int) -> None:
+        """Turns a status of the C core into an exception."""
+        if status == self._lib.LC_OK:
+            return
+        if status == self._lib.LC_NO_MEMORY:
+            raise MemoryError("the C core found no memory for its work buffers")
+        if status == self._lib.LC_NO_THREADS:
+            raise BackendError(f"the system refused to start {self.threads} threads; choose fewer")
+        raise BackendError(f"the C core refused an argument (status {status})")
+
+    def has_kernel(self, qtype: QuantType) -> bool:
+        """Whether blocks of `qtype` have kernels of their own; else plain C unpacks them ("reference speed")."""
+        return bool(self._lib.lc_pool_has_kernel(self.pool, qtype.gguf_id))
+
+    def new_kv_store(self, shape: KVShape, n_pages: int) -> KVStore:
+        return HostKVStore(shape, n_pages, by_name(shape.kv_type).row_bytes(shape.head_dim))
+
+    def compile(self, program: Program, kv: KVStore, max_tokens: int) -> Executable:
+        assert isinstance(kv, HostKVStore)
+        return CExecutable(self, program, kv, max_tokens)
+
+    def quantize(self, qtype: QuantType, x: Float32) -> Bytes:
+        rows = np.ascontiguousarray(x, np.float32)
+        blocks = np.empty((len(rows), qtype.row_bytes(rows.shape[1])), np.uint8)
+        status = self._lib.lc_quantize(
+            self.pool,
+            qtype.gguf_id,
+            self._ffi.from_buffer("float[]", rows),
+            *rows.shape,
+            self._ffi.from_buffer("uint8_t[]", blocks, require_writable=True),
+        )
+        if status == self._lib.LC_BAD_ARGUMENT:  # a format whose quantizer is not in C
+            return qtype.quantize(rows)
+        self.check(status)
+        return blocks
+
+    def close(self) -> None:
+        """Stops the threads; programs compiled here must be closed first."""
+        if self.pool is not None:
+            self._ffi.release(self.pool)
+            self.pool = None
+
+
+def _why_not(wanted: str | None) -> str:
+    known = {isa.name: isa.missing for isa in isas()}
+    usable = ", ".join(name for name, missing in known.items() if missing is None)
+    if wanted in known:
+        return f"instruction set {wanted} (LOCALCODER_CPU): {known[wanted]}; usable here: {usable}"
+    return f"unknown instruction set {wanted!r} (LOCALCODER_CPU); usable here: {usable}"
+
+
+class CExecutable(Executable):
+    def __init__(self, backend: CBackend, program: Program, kv: HostKVStore, max_tokens: int) -> None:
+        self._backend = backend
+        self._ffi, self._lib = load()
+        self._logits = program.logits
+        self._kept: list[object] = [kv, program]  # what the C side borrows
+        ops = lower(program)
+        slot_of, widths = assign_slots(ops, program.logits)
+        c_ops = self._ffi.new("lc_op[]", len(ops))
+        for c_op, op in zip(c_ops, ops):
+            self._fill(c_op, op, slot_of)
+        shape = kv.shape
+        c_kv = self._ffi.new(
+            "lc_kv *",
+            {
+                "k": self._pointer("uint8_t[]", kv.k),
+                "v": self._pointer("uint8_t[]", kv.v),
+                "type": by_name(shape.kv_type).gguf_id,
+                "n_layer": shape.n_layer,
+                "n_pages": kv.n_pages,
+                "n_head_kv": shape.n_head_kv,
+                "page_size": shape.page_size,
+                "head_dim": shape.head_dim,
+            },
+        )
+        cos, sin = (np.ascontiguousarray(table, np.float32) for table in (program.rope.cos, program.rope.sin))
+        out = self._ffi.new("lc_program **")
+        backend.check(
+            self._lib.lc_program_new(
+                backend.pool,
+                c_ops,
+                len(ops),
+                widths,
+                len(widths),
+                c_kv,
+                self._pointer("float[]", cos),
+                self._pointer("float[]", sin),
+                len(cos),
+                max_tokens,
+                out,
+            )
+        )
+        self._program = self._ffi.gc(out[0], self._lib.lc_program_free)
+        self._step = self._ffi.new("lc_step *")
+
+    def _pointer(self, ctype: str, array: np.ndarray[Any, Any]) -> Any:
+        """The array's memory, which then lives as long as this program."""
+        buffer = self._ffi.from_buffer(ctype, array)
+        self._kept.append(buffer)
+        return buffer
+
+    def _fill(self, c_op: Any, op: LoweredOp, slot_of: dict[int, int]) -> None:
+        def slot(buffer: Buffer | None) -> int:
+            if buffer is None:
+                return self._lib.LC_NO_SLOT
+            return slot_of.get(buffer.id, self._lib.LC_LOGITS_SLOT)
+
+        c_op.kind, c_op.barrier, c_op.outputs = op.kind, op.barrier, op.rows == "outputs"
+        c_op.x, c_op.y, c_op.width = slot(op.x), slot(op.y), op.width
+        c_op.epilogue, c_op.n_weights = op.epilogue, len(op.weights)
+        c_op.eps, c_op.n_head, c_op.layer = op.eps, op.n_head, op.layer
+        outs: Iterable[Buffer | None] = [*op.out, None, None, None][:3]
+        for i, out in enumerate(outs):
+            c_op.out[i] = slot(out)
+        for c_weight, weight in zip(c_op.weights, op.weights):
+            c_weight.data = self._pointer("uint8_t[]", np.ascontiguousarray(weight.data))
+            c_weight.type = weight.qtype.gguf_id
+            c_weight.n_out, c_weight.n_in = weight.shape
+        if op.vector is not None:
+            c_op.vector = self._pointer("float[]", np.ascontiguousarray(op.vector, np.float32))
+
+    def run(self, step: Step) -> Float32:
+        if self._program is None:
+            raise BackendError("this program was closed")
+        ffi, c_step = self._ffi, self._step
+        n_rows = len(step.outputs if self._logits.rows == "outputs" else step.tokens)
+        logits = np.empty((n_rows, self._logits.width), np.float32)
+        c_step.n_tokens, c_step.n_outputs = len(step.tokens), len(step.outputs)
+        c_step.n_sequences, c_step.n_entries = step.page_table.shape
+        inputs = [ffi.from_buffer("int32_t[]", array) for array in _step_arrays(step)]
+        c_step.tokens, c_step.positions, c_step.sequences, c_step.page_table, c_step.outputs = inputs
+        c_step.logits = target = ffi.from_buffer("float[]", logits, require_writable=True)
+        status = self._lib.lc_program_run(self._program, c_step)
+        del inputs, target
+        self._backend.check(status)
+        return logits
+
+    def close(self) -> None:
+        if self._program is not None:
+            self._ffi.release(self._program)
+            self._program = None
+            self._kept.clear()
+
+
+def _step_arrays(step: Step) -> tuple[np.ndarray[Any, Any], ...]:
+    return (step.tokens, step.positions, step.sequences, step.page_table, step.outputs)

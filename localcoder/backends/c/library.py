@@ -1,0 +1,79 @@
+"""Finds and opens the C core. The header beside it tells cffi what is in it."""
+
+from __future__ import annotations
+
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from localcoder.errors import BackendError
+
+ABI_VERSION = 1  # of csrc/localcoder.h, as this package was written against
+FOLDER = Path(__file__).resolve().parents[2] / "_native"
+BEGIN, END = "/* cffi: begin */", "/* cffi: end */"
+
+
+class Library(NamedTuple):
+    """cffi's pair: `ffi` makes C values, `lib` has the functions and constants."""
+
+    ffi: Any
+    lib: Any
+
+
+class Isa(NamedTuple):
+    """An instruction set, and why it cannot be used here (None: it can)."""
+
+    name: str
+    missing: str | None
+
+
+def library_path() -> Path:
+    """Where the library lies when it has been built."""
+    suffix = {"win32": "dll", "darwin": "dylib"}.get(sys.platform, "so")
+    return FOLDER / f"liblocalcoder.{suffix}"
+
+
+@cache
+def load() -> Library:
+    """Opens the library once.
+
+    Raises:
+        BackendError: it was not built, cannot be opened, or is of another version.
+    """
+    from cffi import FFI
+
+    path = library_path()
+    header = FOLDER / "localcoder.h"
+    if not path.is_file() or not header.is_file():
+        raise BackendError(f"the C core was not built when localcoder was installed ({path} is missing)")
+    ffi = FFI()
+    declarations = header.read_text(encoding="utf-8")
+    ffi.cdef(declarations[declarations.index(BEGIN) : declarations.index(END)])
+    try:
+        lib = ffi.dlopen(str(path))
+    except OSError as e:
+        raise BackendError(f"the C core cannot be opened: {e}") from None
+    version = lib.lc_abi_version()
+    if version != ABI_VERSION:
+        raise BackendError(f"{path} has interface {version}, expected {ABI_VERSION}: build it again")
+    return Library(ffi, lib)
+
+
+def availability() -> str | None:
+    """Why the C core cannot be used, or None if it can."""
+    try:
+        load()
+    except (BackendError, ImportError) as e:
+        return str(e)
+    return None
+
+
+def isas() -> list[Isa]:
+    """The instruction sets that the library knows, best first."""
+    ffi, lib = load()
+    found = []
+    for i in range(lib.lc_isa_count()):
+        missing = lib.lc_isa_missing(i)
+        found.append(Isa(ffi.string(lib.lc_isa_name(i)).decode(), ffi.string(missing).decode() if missing else None))
+    return found
