@@ -17,13 +17,125 @@ typedef struct lc_block_q4_0 {
     lc_half d;
     uint8_t qs[16];
 } lc_block_q4_0;
+typedef struct lc_block_q4_1 {
+    lc_half d;
+    lc_half m;
+    uint8_t qs[16];
+} lc_block_q4_1;
+typedef struct lc_block_q5_0 {
+    lc_half d;
+    uint8_t qh[4];
+    uint8_t qs[16];
+} lc_block_q5_0;
+typedef struct lc_block_q5_1 {
+    lc_half d;
+    lc_half m;
+    uint8_t qh[4];
+    uint8_t qs[16];
+} lc_block_q5_1;
 typedef struct lc_block_q8_0 {
     lc_half d;
     int8_t qs[32];
 } lc_block_q8_0;
+typedef struct lc_block_q2_k {
+    uint8_t scales[16];
+    uint8_t qs[64];
+    lc_half d;
+    lc_half dmin;
+} lc_block_q2_k;
+typedef struct lc_block_q3_k {
+    uint8_t hmask[32];
+    uint8_t qs[64];
+    uint8_t scales[12];
+    lc_half d;
+} lc_block_q3_k;
+typedef struct lc_block_q4_k {
+    lc_half d;
+    lc_half dmin;
+    uint8_t scales[12];
+    uint8_t qs[128];
+} lc_block_q4_k;
+typedef struct lc_block_q5_k {
+    lc_half d;
+    lc_half dmin;
+    uint8_t scales[12];
+    uint8_t qh[32];
+    uint8_t qs[128];
+} lc_block_q5_k;
+typedef struct lc_block_q6_k {
+    uint8_t ql[128];
+    uint8_t qh[64];
+    int8_t scales[16];
+    lc_half d;
+} lc_block_q6_k;
+typedef struct lc_block_iq2_xxs {
+    lc_half d;
+    uint16_t qs[32];
+} lc_block_iq2_xxs;
+typedef struct lc_block_iq2_xs {
+    lc_half d;
+    uint16_t qs[32];
+    uint8_t scales[8];
+} lc_block_iq2_xs;
+typedef struct lc_block_iq3_xxs {
+    lc_half d;
+    uint8_t qs[64];
+    uint32_t scales_signs[8];
+} lc_block_iq3_xxs;
+typedef struct lc_block_iq1_s {
+    lc_half d;
+    uint8_t qs[32];
+    uint16_t qh[8];
+} lc_block_iq1_s;
+typedef struct lc_block_iq4_nl {
+    lc_half d;
+    uint8_t qs[16];
+} lc_block_iq4_nl;
+typedef struct lc_block_iq3_s {
+    lc_half d;
+    uint8_t qs[64];
+    uint8_t qh[8];
+    uint8_t signs[32];
+    uint8_t scales[4];
+} lc_block_iq3_s;
+typedef struct lc_block_iq2_s {
+    lc_half d;
+    uint8_t qs[32];
+    uint8_t signs[32];
+    uint8_t qh[8];
+    uint8_t scales[8];
+} lc_block_iq2_s;
+typedef struct lc_block_iq4_xs {
+    lc_half d;
+    uint16_t scales_h;
+    uint8_t scales_l[4];
+    uint8_t qs[128];
+} lc_block_iq4_xs;
+typedef struct lc_block_iq1_m {
+    uint8_t qs[32];
+    uint8_t qh[16];
+    uint16_t scales[4];
+} lc_block_iq1_m;
 typedef struct lc_block_bf16 {
     uint16_t x;
 } lc_block_bf16;
+typedef struct lc_block_tq1_0 {
+    uint8_t qs[48];
+    uint8_t qh[4];
+    lc_half d;
+} lc_block_tq1_0;
+typedef struct lc_block_tq2_0 {
+    uint8_t qs[64];
+    lc_half d;
+} lc_block_tq2_0;
+typedef struct lc_block_mxfp4 {
+    uint8_t e;
+    uint8_t qs[16];
+} lc_block_mxfp4;
+typedef struct lc_block_nvfp4 {
+    uint8_t d[4];
+    uint8_t qs[32];
+} lc_block_nvfp4;
 #pragma pack(pop)
 
 /* Type numbers of GGUF files. */
@@ -31,9 +143,30 @@ enum lc_type {
     LC_TYPE_F32 = 0,
     LC_TYPE_F16 = 1,
     LC_TYPE_Q4_0 = 2,
+    LC_TYPE_Q4_1 = 3,
+    LC_TYPE_Q5_0 = 6,
+    LC_TYPE_Q5_1 = 7,
     LC_TYPE_Q8_0 = 8,
+    LC_TYPE_Q2_K = 10,
+    LC_TYPE_Q3_K = 11,
+    LC_TYPE_Q4_K = 12,
+    LC_TYPE_Q5_K = 13,
+    LC_TYPE_Q6_K = 14,
+    LC_TYPE_IQ2_XXS = 16,
+    LC_TYPE_IQ2_XS = 17,
+    LC_TYPE_IQ3_XXS = 18,
+    LC_TYPE_IQ1_S = 19,
+    LC_TYPE_IQ4_NL = 20,
+    LC_TYPE_IQ3_S = 21,
+    LC_TYPE_IQ2_S = 22,
+    LC_TYPE_IQ4_XS = 23,
+    LC_TYPE_IQ1_M = 29,
     LC_TYPE_BF16 = 30,
-    LC_TYPE_END = 31
+    LC_TYPE_TQ1_0 = 34,
+    LC_TYPE_TQ2_0 = 35,
+    LC_TYPE_MXFP4 = 39,
+    LC_TYPE_NVFP4 = 40,
+    LC_TYPE_END = 41
 };
 
 /* X(name, type number, values a block, bytes a block, whether activations are rounded to q8) */
@@ -41,8 +174,29 @@ enum lc_type {
     X(f32, 0, 1, 4, 0) \
     X(f16, 1, 1, 2, 0) \
     X(q4_0, 2, 32, 18, 1) \
+    X(q4_1, 3, 32, 20, 1) \
+    X(q5_0, 6, 32, 22, 1) \
+    X(q5_1, 7, 32, 24, 1) \
     X(q8_0, 8, 32, 34, 1) \
-    X(bf16, 30, 1, 2, 0)
+    X(q2_k, 10, 256, 84, 1) \
+    X(q3_k, 11, 256, 110, 1) \
+    X(q4_k, 12, 256, 144, 1) \
+    X(q5_k, 13, 256, 176, 1) \
+    X(q6_k, 14, 256, 210, 1) \
+    X(iq2_xxs, 16, 256, 66, 0) \
+    X(iq2_xs, 17, 256, 74, 0) \
+    X(iq3_xxs, 18, 256, 98, 0) \
+    X(iq1_s, 19, 256, 50, 0) \
+    X(iq4_nl, 20, 32, 18, 1) \
+    X(iq3_s, 21, 256, 110, 0) \
+    X(iq2_s, 22, 256, 82, 0) \
+    X(iq4_xs, 23, 256, 136, 1) \
+    X(iq1_m, 29, 256, 56, 0) \
+    X(bf16, 30, 1, 2, 0) \
+    X(tq1_0, 34, 256, 54, 0) \
+    X(tq2_0, 35, 256, 66, 0) \
+    X(mxfp4, 39, 32, 17, 0) \
+    X(nvfp4, 40, 64, 36, 0)
 
 #define LC_ASSERT_BLOCK_SIZE(name, id, elems, bytes, is_q8) \
     _Static_assert(sizeof(lc_block_##name) == (bytes), "size of lc_block_" #name);

@@ -47,14 +47,19 @@ const char *lc_pool_isa(const lc_pool *pool);
 /* Whether the pool's instruction set has kernels of its own for blocks of `type` (else the plain ones unpack them). */
 int32_t lc_pool_has_kernel(const lc_pool *pool, int32_t type);
 
+/* Some formats look their codes up in a grid, int8 [entries, 4 or 8], that the caller owns: its size, else 0. */
+int32_t lc_grid_bytes(int32_t type);
+
 /* float32 [n_rows, n] -> blocks of `type`, by plain rounding, and back. LC_BAD_ARGUMENT: `type` is unknown, cannot be
  * written, or n is not a whole number of blocks. */
 int32_t lc_quantize(lc_pool *pool, int32_t type, const float *x, int64_t n_rows, int64_t n, uint8_t *blocks);
-int32_t lc_dequantize(lc_pool *pool, int32_t type, const uint8_t *blocks, int64_t n_rows, int64_t n, float *x);
+int32_t lc_dequantize(lc_pool *pool, int32_t type, const uint8_t *blocks, const int8_t *grid, int64_t n_rows,
+                      int64_t n, float *x);
 
-/* A matrix in a block format, [n_out, n_in]; its rows stand `row_bytes` apart, which is just what n_in values take. */
+/* A matrix in a block format, [n_out, n_in], its rows one after another. */
 typedef struct lc_weight {
     const uint8_t *data;
+    const int8_t *grid; /* lc_grid_bytes(type), or NULL */
     int32_t type;
     int32_t n_out;
     int32_t n_in;
@@ -72,7 +77,8 @@ enum lc_op_kind {
     LC_OP_ATTEND = 6,    /* causal attention of x over the cache of `layer` */
     LC_OP_SILU_MUL = 7,  /* out = x · sigmoid(x) · y; out may be x or y */
     LC_OP_ADD = 8,       /* out = x + y; out may be x or y */
-    LC_OP_SELECT = 9     /* out [outputs] = the rows of x [tokens] whose logits are wanted */
+    LC_OP_SELECT = 9,    /* out [outputs] = the rows of x [tokens] whose logits are wanted */
+    LC_OP_INPUT = 10     /* out = inputs[`input`] of the step */
 };
 
 enum lc_epilogue {
@@ -99,6 +105,7 @@ typedef struct lc_op {
     double eps;
     int32_t n_head;
     int32_t layer;
+    int32_t input;
 } lc_op;
 
 /* The KV cache: k and v are [n_layer, n_pages, n_head_kv, page_size, bytes of head_dim values in `type`]. */
@@ -133,6 +140,8 @@ typedef struct lc_step {
     const int32_t *sequences;
     const int32_t *page_table;
     const int32_t *outputs;
+    const float *const *inputs; /* [n_inputs] matrices [n_tokens, width] for the INPUT ops */
+    int32_t n_inputs;
     float *logits;
 } lc_step;
 

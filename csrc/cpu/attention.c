@@ -21,8 +21,7 @@ int lc_attend_count(const lc_attention *a) {
     return a->n_runs * a->kv->n_head_kv * pieces_of_group(a->n_head / a->kv->n_head_kv);
 }
 
-size_t lc_attend_scratch(const lc_kv *kv, int n_head) {
-    (void)n_head;
+size_t lc_attend_scratch(const lc_kv *kv) {
     const size_t d = (size_t)padded(kv->head_dim), page = (size_t)padded(kv->page_size);
     return 2 * LC_ATTEND_QUERIES * d    /* queries, results */
            + LC_ATTEND_QUERIES * page   /* scores */
@@ -46,7 +45,7 @@ static void load_rows(const lc_attention *a, const uint8_t *rows, int n, int d, 
         if (a->kv->type == LC_TYPE_F16)
             a->kernels->half_to_float((const uint16_t *)(const void *)row, head_dim, out + i * d);
         else
-            lc_dequantize_row(a->kv->type, row, head_dim, out + i * d);
+            lc_dequantize_row(a->kv->type, row, NULL, head_dim, out + i * d);
         for (int e = head_dim; e < d; e++) out[i * d + e] = 0;
     }
 }

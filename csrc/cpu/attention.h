@@ -28,7 +28,7 @@ int lc_attend_run_tokens(int n_head, int n_head_kv);
 /* Pieces of work in a step. */
 int lc_attend_count(const lc_attention *attention);
 /* Floats of scratch that one thread needs. */
-size_t lc_attend_scratch(const lc_kv *kv, int n_head);
+size_t lc_attend_scratch(const lc_kv *kv);
 void lc_attend_item(const lc_attention *attention, int item, float *scratch);
 
 /* Where head h of `position` lies in k or v of `layer`. */

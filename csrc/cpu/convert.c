@@ -79,6 +79,7 @@ typedef struct conversion {
     int64_t n_rows, n;
     float *x;
     uint8_t *blocks;
+    const int8_t *grid;
     bool to_blocks;
 } conversion;
 
@@ -95,24 +96,26 @@ static void convert_job(void *context, int thread) {
             if (job->to_blocks)
                 lc_quantize_row(job->type, x, job->n, blocks);
             else
-                lc_dequantize_row(job->type, blocks, job->n, x);
+                lc_dequantize_row(job->type, blocks, job->grid, job->n, x);
         }
     }
 }
 
-static int32_t convert(lc_pool *pool, int32_t type, float *x, int64_t n_rows, int64_t n, uint8_t *blocks,
-                       bool to_blocks) {
+static bool is_whole(int32_t type, int64_t n_rows, int64_t n) {
     const lc_format *format = lc_format_of(type);
-    if (format == NULL || n_rows < 0 || n < 0 || n % format->elems != 0) return LC_BAD_ARGUMENT;
-    if (to_blocks && !lc_can_quantize(type)) return LC_BAD_ARGUMENT;
-    conversion job = {pool, format, type, n_rows, n, x, blocks, to_blocks};
-    return lc_pool_run(pool, convert_job, &job);
+    return format != NULL && n_rows >= 0 && n >= 0 && n % format->elems == 0;
 }
 
 int32_t lc_quantize(lc_pool *pool, int32_t type, const float *x, int64_t n_rows, int64_t n, uint8_t *blocks) {
-    return convert(pool, type, (float *)x, n_rows, n, blocks, true);
+    if (!is_whole(type, n_rows, n) || !lc_can_quantize(type)) return LC_BAD_ARGUMENT;
+    conversion job = {pool, lc_format_of(type), type, n_rows, n, (float *)x, blocks, NULL, true};
+    return lc_pool_run(pool, convert_job, &job);
 }
 
-int32_t lc_dequantize(lc_pool *pool, int32_t type, const uint8_t *blocks, int64_t n_rows, int64_t n, float *x) {
-    return convert(pool, type, x, n_rows, n, (uint8_t *)blocks, false);
+int32_t lc_dequantize(lc_pool *pool, int32_t type, const uint8_t *blocks, const int8_t *grid, int64_t n_rows,
+                      int64_t n, float *x) {
+    if (!is_whole(type, n_rows, n)) return LC_BAD_ARGUMENT;
+    if (lc_format_of(type)->grid_bytes > 0 && grid == NULL) return LC_BAD_ARGUMENT;
+    conversion job = {pool, lc_format_of(type), type, n_rows, n, x, (uint8_t *)blocks, grid, false};
+    return lc_pool_run(pool, convert_job, &job);
 }

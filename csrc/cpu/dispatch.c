@@ -58,6 +58,11 @@ static const char *why_missing(const struct isa *isa) {
 
 int32_t lc_abi_version(void) { return LC_ABI_VERSION; }
 
+int32_t lc_grid_bytes(int32_t type) {
+    const lc_format *format = lc_format_of(type);
+    return format == NULL ? 0 : format->grid_bytes;
+}
+
 int32_t lc_isa_count(void) { return N_ISAS; }
 
 const char *lc_isa_name(int32_t index) { return index >= 0 && index < N_ISAS ? ISAS[index].name : NULL; }

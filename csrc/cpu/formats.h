@@ -16,11 +16,13 @@ typedef struct lc_format {
     const char *name; /* NULL: no such type */
     int elems;        /* values a block */
     int bytes;        /* bytes a block */
-    bool is_q8;       /* activations are rounded to q8, and `unpack` exists; else a plain float type */
+    bool is_q8;       /* activations are rounded to q8; else they stay float32 */
     int sub;          /* values that share a scale: 16 or 32 */
     bool has_min;     /* codes are then 0..127 */
-    /* Takes `n` values (a multiple of elems) apart: codes [n], scales [n / sub], mins [n / sub] (if has_min). */
-    void (*unpack)(const void *blocks, int n, int8_t *codes, float *scales, float *mins);
+    int grid_bytes;   /* size of the grid that the codes are looked up in, 0 where there is none */
+    /* Takes `n` values (a multiple of elems) apart: codes [n], scales [n / sub], mins [n / sub] (if has_min). NULL for
+     * plain float types. */
+    void (*unpack)(const void *blocks, int n, const int8_t *grid, int8_t *codes, float *scales, float *mins);
 } lc_format;
 
 /* The format of a GGUF type number, or NULL. */
@@ -31,6 +33,6 @@ static inline size_t lc_row_bytes(const lc_format *format, int64_t n) {
 }
 
 /* n values (a multiple of elems) as float32. */
-void lc_dequantize_row(int32_t type, const uint8_t *blocks, int64_t n, float *x);
+void lc_dequantize_row(int32_t type, const uint8_t *blocks, const int8_t *grid, int64_t n, float *x);
 
 #endif

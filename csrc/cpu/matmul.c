@@ -50,14 +50,14 @@ static lc_panel panel_at(const lc_kernels *kernels, uint8_t *memory, int tile) {
 }
 
 /* Unpacks row by row with the plain code and interleaves. */
-static void unpack_plain(const lc_kernels *kernels, const lc_format *format, const uint8_t *rows, size_t row_bytes,
-                         int n_rows, int n, lc_panel *panel) {
+static void unpack_plain(const lc_kernels *kernels, const lc_format *format, const int8_t *grid, const uint8_t *rows,
+                         size_t row_bytes, int n_rows, int n, lc_panel *panel) {
     const int tile_rows = kernels->tile_rows;
     const int bias = format->has_min ? 0 : kernels->code_bias;
     int8_t codes[LC_PANEL_ELEMS];
     float scales[PANEL_SCALES], mins[PANEL_SCALES];
     for (int r = 0; r < tile_rows; r++) {
-        if (r < n_rows) format->unpack(rows + (size_t)r * row_bytes, n, codes, scales, mins);
+        if (r < n_rows) format->unpack(rows + (size_t)r * row_bytes, n, grid, codes, scales, mins);
         for (int k = 0; k < n; k++) panel->codes[(k / 4 * tile_rows + r) * 4 + k % 4] = (uint8_t)(codes[k] + bias);
         for (int s = 0; s < n / format->sub; s++) {
             panel->scales[s * tile_rows + r] = scales[s];
@@ -66,12 +66,12 @@ static void unpack_plain(const lc_kernels *kernels, const lc_format *format, con
     }
 }
 
-static void unpack_tile(const lc_kernels *kernels, int32_t type, const uint8_t *rows, size_t row_bytes, int n_rows,
-                        int n, lc_panel *panel) {
-    if (kernels->unpack_tile[type] != NULL)
-        kernels->unpack_tile[type](rows, row_bytes, n_rows, n, panel);
+static void unpack_tile(const lc_kernels *kernels, const lc_weight *weight, const uint8_t *rows, size_t row_bytes,
+                        int n_rows, int n, lc_panel *panel) {
+    if (kernels->unpack_tile[weight->type] != NULL)
+        kernels->unpack_tile[weight->type](rows, row_bytes, n_rows, n, panel);
     else
-        unpack_plain(kernels, lc_format_of(type), rows, row_bytes, n_rows, n, panel);
+        unpack_plain(kernels, lc_format_of(weight->type), weight->grid, rows, row_bytes, n_rows, n, panel);
 }
 
 /* One token: the rows are read once, as they lie. */
@@ -98,7 +98,7 @@ static void tiles_chunk(const lc_kernels *kernels, const lc_weight *weight, cons
         const uint8_t *part = rows + lc_row_bytes(format, k0);
         for (int r = 0; r < n_rows; r += kernels->tile_rows) {
             lc_panel panel = panel_at(kernels, scratch->panels, r / kernels->tile_rows);
-            unpack_tile(kernels, weight->type, part + (size_t)r * row_bytes, row_bytes,
+            unpack_tile(kernels, weight, part + (size_t)r * row_bytes, row_bytes,
                         n_rows - r < kernels->tile_rows ? n_rows - r : kernels->tile_rows, n, &panel);
         }
         for (int b = 0; b < n_blocks; b++) {
@@ -113,13 +113,10 @@ static void tiles_chunk(const lc_kernels *kernels, const lc_weight *weight, cons
     }
 }
 
-/* Float types: tokens in stretches that stay in cache while the chunk's rows pass by. */
-static void floats_chunk(const lc_kernels *kernels, const lc_weight *weight, const uint8_t *rows, size_t row_bytes,
-                         int n_rows, const float *x, int n_tokens, float *c) {
+/* Float types: tokens in stretches that stay in cache while the rows pass by. */
+static void floats_rows(lc_float_tile_fn dot, const lc_kernels *kernels, const lc_weight *weight, const uint8_t *rows,
+                        size_t row_bytes, int n_rows, const float *x, int n_tokens, float *c) {
     enum { X_BYTES = 1 << 18 };
-    const lc_float_tile_fn dot = weight->type == LC_TYPE_F32   ? kernels->dot_f32
-                                 : weight->type == LC_TYPE_F16 ? kernels->dot_f16
-                                                               : kernels->dot_bf16;
     const size_t ldx = (size_t)weight->n_in;
     int step = (int)(X_BYTES / (ldx * sizeof *x));
     if (step < kernels->tile_tokens) step = kernels->tile_tokens;
@@ -128,13 +125,32 @@ static void floats_chunk(const lc_kernels *kernels, const lc_weight *weight, con
             c + (size_t)t * LC_CHUNK_ROWS, LC_CHUNK_ROWS);
 }
 
+static void floats_chunk(const lc_kernels *kernels, const lc_weight *weight, const uint8_t *rows, size_t row_bytes,
+                         int n_rows, const float *x, int n_tokens, const lc_matmul_scratch *scratch, float *c) {
+    const size_t n_in = (size_t)weight->n_in;
+    switch (weight->type) {
+    case LC_TYPE_F32: floats_rows(kernels->dot_f32, kernels, weight, rows, row_bytes, n_rows, x, n_tokens, c); return;
+    case LC_TYPE_F16: floats_rows(kernels->dot_f16, kernels, weight, rows, row_bytes, n_rows, x, n_tokens, c); return;
+    case LC_TYPE_BF16: floats_rows(kernels->dot_bf16, kernels, weight, rows, row_bytes, n_rows, x, n_tokens, c); return;
+    default: break;
+    }
+    for (int r = 0; r < n_rows; r += LC_FLOAT_ROWS) { /* other formats become float32, a few rows at a time */
+        const int n = n_rows - r < LC_FLOAT_ROWS ? n_rows - r : LC_FLOAT_ROWS;
+        for (int i = 0; i < n; i++)
+            lc_dequantize_row(weight->type, rows + (size_t)(r + i) * row_bytes, weight->grid, weight->n_in,
+                              scratch->rows + (size_t)i * n_in);
+        floats_rows(kernels->dot_f32, kernels, weight, (const uint8_t *)scratch->rows, n_in * sizeof *scratch->rows, n,
+                    x, n_tokens, c + r);
+    }
+}
+
 void lc_matmul_chunk(const lc_kernels *kernels, const lc_weight *weight, int row0, int n_rows, const lc_q8_store *q8,
                      const float *x, int n_tokens, const lc_matmul_scratch *scratch, float *c) {
     const lc_format *format = lc_format_of(weight->type);
     const size_t row_bytes = lc_row_bytes(format, weight->n_in);
     const uint8_t *rows = weight->data + (size_t)row0 * row_bytes;
     if (!format->is_q8)
-        floats_chunk(kernels, weight, rows, row_bytes, n_rows, x, n_tokens, c);
+        floats_chunk(kernels, weight, rows, row_bytes, n_rows, x, n_tokens, scratch, c);
     else if (n_tokens == 1 && kernels->matvec[weight->type] != NULL)
         matvec_chunk(kernels, weight, rows, row_bytes, n_rows, q8, c);
     else

@@ -18,12 +18,16 @@ lc_q8_block lc_q8_block_at(const lc_kernels *kernels, const lc_q8_store *store, 
 /* The same block from value k0 (a multiple of 32) on. */
 lc_q8_block lc_q8_block_from(const lc_q8_block *block, int k0);
 
-enum { LC_CHUNK_ROWS = 64 }; /* most rows in a chunk; a multiple of every tile_rows */
+enum {
+    LC_CHUNK_ROWS = 64, /* most rows in a chunk; a multiple of every tile_rows */
+    LC_FLOAT_ROWS = 4   /* rows of block formats that are made float32 at a time */
+};
 
 /* What one thread needs besides its stack. */
 typedef struct lc_matmul_scratch {
     uint8_t *panels; /* lc_panel_bytes() for each tile of a chunk */
     float *c[2];     /* [max_tokens][LC_CHUNK_ROWS] */
+    float *rows;     /* [LC_FLOAT_ROWS][n_in] for block formats whose activations stay float32, else NULL */
 } lc_matmul_scratch;
 
 size_t lc_panel_bytes(const lc_kernels *kernels);

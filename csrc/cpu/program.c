@@ -1,46 +1,10 @@
 /* Replays a compiled program. Ops are gathered into phases: within one, threads take pieces of work as they come; all
  * meet at its end. A phase too small to share is done by the thread that came last to the one before it. */
-#include <stdint.h>
+#include "program.h"
+
 #include <string.h>
 
-#include "attention.h"
 #include "convert.h"
-#include "matmul.h"
-#include "aligned.h"
-#include "thread_pool.h"
-
-typedef enum phase_kind { PHASE_ROWS, PHASE_LINEAR, PHASE_ATTEND } phase_kind;
-
-/* Ops that run without a meeting between them; only PHASE_ROWS has more than one. */
-typedef struct phase {
-    phase_kind kind;
-    int first, n_ops;
-} phase;
-
-struct lc_program {
-    lc_pool *pool;
-    lc_op *ops;
-    int n_ops;
-    phase *phases;
-    int n_phases;
-    lc_kv kv;
-    const float *rope_cos, *rope_sin;
-    int n_ctx, max_tokens, n_vocab_in;
-    float **slots;
-    int n_slots;
-    lc_q8_store q8;
-    lc_run *runs; /* [max_tokens] */
-    int n_runs, run_tokens;
-    uint8_t *scratch; /* scratch_bytes for each thread */
-    size_t scratch_bytes, panel_bytes, c_bytes;
-    /* the step at hand */
-    lc_step step;
-    int phase;
-};
-
-static phase_kind kind_of(const lc_op *op) {
-    return op->kind == LC_OP_LINEAR ? PHASE_LINEAR : op->kind == LC_OP_ATTEND ? PHASE_ATTEND : PHASE_ROWS;
-}
 
 static int rows_of(const lc_program *p, const lc_op *op) { return op->outputs ? p->step.n_outputs : p->step.n_tokens; }
 
@@ -53,7 +17,7 @@ static float *slot(const lc_program *p, int32_t index) {
 static void embed_row(const lc_program *p, const lc_op *op, int t, float *out) {
     const lc_weight *w = &op->weights[0];
     const size_t row_bytes = lc_row_bytes(lc_format_of(w->type), w->n_in);
-    lc_dequantize_row(w->type, w->data + (size_t)p->step.tokens[t] * row_bytes, w->n_in, out);
+    lc_dequantize_row(w->type, w->data + (size_t)p->step.tokens[t] * row_bytes, w->grid, w->n_in, out);
 }
 
 static void write_kv_row(const lc_program *p, const lc_op *op, int t, const float *k, const float *v) {
@@ -86,6 +50,7 @@ static void run_row(const lc_program *p, const lc_op *op, int t) {
     const float *y = op->y == LC_NO_SLOT ? NULL : slot(p, op->y) + at;
     float *out = op->out[0] == LC_NO_SLOT ? NULL : slot(p, op->out[0]) + at;
     switch (op->kind) {
+    case LC_OP_INPUT: memcpy(out, p->step.inputs[op->input] + at, (size_t)op->width * sizeof *out); break;
     case LC_OP_EMBED: embed_row(p, op, t, out); break;
     case LC_OP_RMS_NORM: kernels->rms_norm(x, op->vector, op->width, op->eps, out); break;
     case LC_OP_QUANTIZE: quantize_row(p, op, t, x); break;
@@ -167,12 +132,12 @@ static lc_attention attention_of(const lc_program *p, const lc_op *op) {
                           slot(p, op->x),   slot(p, op->out[0]), p->runs,  p->n_runs};
 }
 
-static int count_items(const lc_program *p, const phase *ph) {
+static int count_items(const lc_program *p, const lc_phase *ph) {
     const lc_op *op = &p->ops[ph->first];
     const int n_rows = rows_of(p, op);
     if (n_rows == 0) return 0;
-    if (ph->kind == PHASE_ROWS) return chunks_of(n_rows, rows_per_item(p, n_rows));
-    if (ph->kind == PHASE_ATTEND) {
+    if (ph->kind == LC_PHASE_ROWS) return chunks_of(n_rows, rows_per_item(p, n_rows));
+    if (ph->kind == LC_PHASE_ATTEND) {
         const lc_attention attention = attention_of(p, op);
         return lc_attend_count(&attention);
     }
@@ -182,15 +147,16 @@ static int count_items(const lc_program *p, const phase *ph) {
     return n;
 }
 
-static void run_item(const lc_program *p, const phase *ph, int item, int thread) {
+static void run_item(const lc_program *p, const lc_phase *ph, int item, int thread) {
     uint8_t *scratch = p->scratch + (size_t)thread * p->scratch_bytes;
     const lc_op *op = &p->ops[ph->first];
-    if (ph->kind == PHASE_ATTEND) {
+    if (ph->kind == LC_PHASE_ATTEND) {
         const lc_attention attention = attention_of(p, op);
         lc_attend_item(&attention, item, (float *)(void *)scratch);
-    } else if (ph->kind == PHASE_LINEAR) {
+    } else if (ph->kind == LC_PHASE_LINEAR) {
         float *c = (float *)(void *)(scratch + p->panel_bytes);
-        const lc_matmul_scratch parts = {scratch, {c, c + p->c_bytes / sizeof *c}};
+        float *c2 = c + p->c_bytes / sizeof *c;
+        const lc_matmul_scratch parts = {scratch, {c, c2}, c2 + p->c_bytes / sizeof *c};
         run_linear_item(p, op, item, &parts);
     } else {
         const int n_rows = rows_of(p, op), per_item = rows_per_item(p, n_rows);
@@ -203,7 +169,7 @@ static void run_item(const lc_program *p, const phase *ph, int item, int thread)
 /* Moves on to the next phase that is worth sharing; does those before it. */
 static void advance(lc_program *p, int thread) {
     for (p->phase++; p->phase < p->n_phases; p->phase++) {
-        const phase *ph = &p->phases[p->phase];
+        const lc_phase *ph = &p->phases[p->phase];
         const int n = count_items(p, ph);
         if (n > 1 && p->pool->n_threads > 1) return;
         for (int item = 0; item < n; item++) run_item(p, ph, item, thread);
@@ -213,7 +179,7 @@ static void advance(lc_program *p, int thread) {
 static void program_job(void *context, int thread) {
     lc_program *p = context;
     while (p->phase < p->n_phases) {
-        const phase *ph = &p->phases[p->phase];
+        const lc_phase *ph = &p->phases[p->phase];
         const int n = count_items(p, ph);
         for (int item; (item = lc_pool_take(p->pool)) < n;) run_item(p, ph, item, thread);
         if (lc_pool_arrive(p->pool)) {
@@ -236,6 +202,7 @@ static bool pages_are_valid(const lc_program *p, const lc_step *s, int token) {
 
 /* Cuts the step's tokens into runs; false if anything is out of range. */
 static bool read_step(lc_program *p, const lc_step *s) {
+    if (s->n_inputs < p->n_inputs) return false;
     if (s->n_tokens < 1 || s->n_tokens > p->max_tokens || s->n_outputs < 0 || s->n_outputs > s->n_tokens) return false;
     p->n_runs = 0;
     for (int t = 0; t < s->n_tokens; t++) {
@@ -262,142 +229,4 @@ int32_t lc_program_run(lc_program *p, const lc_step *step) {
     p->phase = -1;
     advance(p, 0);
     return p->phase < p->n_phases ? lc_pool_run(p->pool, program_job, p) : LC_OK;
-}
-
-/* --- compiling ------------------------------------------------------------------------------------------------ */
-
-static bool slot_fits(int32_t index, int width, const int32_t *slot_widths, int n_slots) {
-    return index == LC_LOGITS_SLOT || (index >= 0 && index < n_slots && width <= slot_widths[index]);
-}
-
-static bool weight_is_valid(const lc_weight *w) {
-    const lc_format *format = lc_format_of(w->type);
-    if (format == NULL || w->data == NULL || w->n_out < 1 || w->n_in < 1 || w->n_in % format->elems != 0) return false;
-    return !format->is_q8 || w->n_in % LC_GROUP == 0;
-}
-
-static bool op_is_valid(const lc_program *p, const lc_op *op, const int32_t *slot_widths) {
-    const bool wants_x = op->kind != LC_OP_EMBED;
-    const bool wants_y = op->kind == LC_OP_WRITE_KV || op->kind == LC_OP_SILU_MUL || op->kind == LC_OP_ADD;
-    const bool wants_out = op->kind != LC_OP_QUANTIZE && op->kind != LC_OP_WRITE_KV && op->kind != LC_OP_LINEAR;
-    const int head_dim = p->kv.head_dim, n_head_kv = p->kv.n_head_kv;
-    if (op->kind < LC_OP_EMBED || op->kind > LC_OP_SELECT || op->width < 1) return false;
-    if (wants_x && !slot_fits(op->x, op->width, slot_widths, p->n_slots)) return false;
-    if (wants_y && !slot_fits(op->y, op->width, slot_widths, p->n_slots)) return false;
-    if (wants_out && !slot_fits(op->out[0], op->width, slot_widths, p->n_slots)) return false;
-    const bool in_layer = op->layer >= 0 && op->layer < p->kv.n_layer;
-    const int64_t heads_width = (int64_t)op->n_head * head_dim;
-    switch (op->kind) {
-    case LC_OP_EMBED: return weight_is_valid(&op->weights[0]) && op->weights[0].n_in == op->width;
-    case LC_OP_RMS_NORM: return op->vector != NULL;
-    case LC_OP_QUANTIZE: return op->width % LC_GROUP == 0;
-    case LC_OP_ROPE: return op->n_head > 0 && heads_width == op->width;
-    case LC_OP_WRITE_KV: return in_layer && (int64_t)n_head_kv * head_dim == op->width;
-    case LC_OP_ATTEND: return in_layer && op->n_head > 0 && op->n_head % n_head_kv == 0 && heads_width == op->width;
-    case LC_OP_LINEAR: break;
-    default: return true;
-    }
-    const bool is_pair = op->epilogue == LC_APPLY_SILU_MUL;
-    if (op->n_weights < 1 || op->n_weights > LC_MAX_WEIGHTS || op->epilogue < LC_STORE) return false;
-    if (op->epilogue > LC_APPLY_SILU_MUL || (is_pair && op->n_weights != 2)) return false;
-    if (is_pair && op->weights[0].n_out != op->weights[1].n_out) return false;
-    if (op->epilogue == LC_ADD_RESIDUAL &&
-        (op->n_weights != 1 || !slot_fits(op->y, op->weights[0].n_out, slot_widths, p->n_slots)))
-        return false;
-    for (int i = 0; i < op->n_weights; i++) {
-        const lc_weight *w = &op->weights[i];
-        if (!weight_is_valid(w) || w->n_in != op->width) return false;
-        if (!(is_pair && i == 1) && !slot_fits(op->out[i], w->n_out, slot_widths, p->n_slots)) return false;
-    }
-    return true;
-}
-
-static bool kv_is_valid(const lc_kv *kv) {
-    const lc_format *format = lc_format_of(kv->type);
-    return format != NULL && lc_can_quantize(kv->type) && kv->k != NULL && kv->v != NULL && kv->n_layer > 0 &&
-           kv->n_pages > 0 && kv->n_head_kv > 0 && kv->page_size > 0 && kv->head_dim > 0 && kv->head_dim % 2 == 0 &&
-           kv->head_dim % format->elems == 0;
-}
-
-/* Rows of SELECT come from anywhere, so those before must all be done. */
-static bool needs_barrier(const lc_op *op, const lc_op *before) {
-    return kind_of(op) != PHASE_ROWS || kind_of(before) != PHASE_ROWS || op->kind == LC_OP_SELECT ||
-           op->outputs != before->outputs;
-}
-
-static void build_phases(lc_program *p) {
-    for (int i = 0; i < p->n_ops; i++) {
-        if (i > 0 && !p->ops[i].barrier)
-            p->phases[p->n_phases - 1].n_ops++;
-        else
-            p->phases[p->n_phases++] = (phase){kind_of(&p->ops[i]), i, 1};
-    }
-}
-
-static bool allocate(lc_program *p, const int32_t *slot_widths, int n_head, int q8_width) {
-    const lc_kernels *kernels = p->pool->kernels;
-    const size_t max_tokens = (size_t)p->max_tokens;
-    p->slots = calloc((size_t)p->n_slots + 1, sizeof *p->slots);
-    p->runs = calloc(max_tokens, sizeof *p->runs);
-    p->phases = calloc((size_t)p->n_ops, sizeof *p->phases);
-    if (p->slots == NULL || p->runs == NULL || p->phases == NULL) return false;
-    for (int i = 0; i < p->n_slots; i++) {
-        p->slots[i] = lc_alloc(max_tokens * (size_t)slot_widths[i] * sizeof **p->slots);
-        if (p->slots[i] == NULL) return false;
-    }
-    p->q8.memory = lc_alloc(lc_q8_bytes(kernels, p->max_tokens, q8_width));
-    p->panel_bytes = lc_round_up(LC_CHUNK_ROWS / (size_t)kernels->tile_rows * lc_panel_bytes(kernels), LC_ALIGN);
-    p->c_bytes = max_tokens * LC_CHUNK_ROWS * sizeof(float);
-    const size_t attend_bytes = lc_attend_scratch(&p->kv, n_head) * sizeof(float);
-    const size_t linear_bytes = p->panel_bytes + 2 * p->c_bytes;
-    p->scratch_bytes = lc_round_up(attend_bytes > linear_bytes ? attend_bytes : linear_bytes, LC_ALIGN);
-    p->scratch = lc_alloc(p->scratch_bytes * (size_t)p->pool->n_threads);
-    return p->q8.memory != NULL && p->scratch != NULL;
-}
-
-int32_t lc_program_new(lc_pool *pool, const lc_op *ops, int32_t n_ops, const int32_t *slot_widths, int32_t n_slots,
-                       const lc_kv *kv, const float *rope_cos, const float *rope_sin, int32_t n_ctx,
-                       int32_t max_tokens, lc_program **out) {
-    *out = NULL;
-    if (n_ops < 1 || n_slots < 0 || n_ctx < 1 || max_tokens < 1 || !kv_is_valid(kv)) return LC_BAD_ARGUMENT;
-    lc_program *p = calloc(1, sizeof *p);
-    if (p == NULL) return LC_NO_MEMORY;
-    *p = (lc_program){.pool = pool, .n_ops = n_ops, .kv = *kv, .rope_cos = rope_cos, .rope_sin = rope_sin,
-                      .n_ctx = n_ctx, .max_tokens = max_tokens, .n_slots = n_slots, .n_vocab_in = INT32_MAX};
-    int status = LC_OK, n_head = 1, q8_width = LC_GROUP;
-    for (int i = 0; i < n_slots; i++)
-        if (slot_widths[i] < 1) status = LC_BAD_ARGUMENT;
-    for (int i = 0; i < n_ops && status == LC_OK; i++) {
-        if (!op_is_valid(p, &ops[i], slot_widths)) status = LC_BAD_ARGUMENT;
-        if (i > 0 && !ops[i].barrier && needs_barrier(&ops[i], &ops[i - 1])) status = LC_BAD_ARGUMENT;
-        if (ops[i].kind == LC_OP_QUANTIZE && ops[i].width > q8_width) q8_width = ops[i].width;
-        if (ops[i].kind == LC_OP_ATTEND && ops[i].n_head > n_head) n_head = ops[i].n_head;
-        if (ops[i].kind == LC_OP_EMBED && ops[i].weights[0].n_out < p->n_vocab_in)
-            p->n_vocab_in = ops[i].weights[0].n_out;
-    }
-    if (status == LC_OK) {
-        p->ops = malloc((size_t)n_ops * sizeof *p->ops);
-        p->run_tokens = lc_attend_run_tokens(n_head, kv->n_head_kv);
-        if (p->ops == NULL || !allocate(p, slot_widths, n_head, q8_width)) status = LC_NO_MEMORY;
-    }
-    if (status != LC_OK) {
-        lc_program_free(p);
-        return status;
-    }
-    memcpy(p->ops, ops, (size_t)n_ops * sizeof *ops);
-    build_phases(p);
-    *out = p;
-    return LC_OK;
-}
-
-void lc_program_free(lc_program *p) {
-    if (p == NULL) return;
-    for (int i = 0; p->slots != NULL && i < p->n_slots; i++) lc_free(p->slots[i]);
-    free(p->slots);
-    free(p->runs);
-    free(p->phases);
-    free(p->ops);
-    lc_free(p->q8.memory);
-    lc_free(p->scratch);
-    free(p);
 }

@@ -167,5 +167,5 @@ const char *lc_pool_isa(const lc_pool *pool) { return pool->kernels->isa; }
 int32_t lc_pool_has_kernel(const lc_pool *pool, int32_t type) {
     const lc_format *format = lc_format_of(type);
     if (format == NULL) return 0;
-    return !format->is_q8 || pool->kernels->unpack_tile[type] != NULL || pool->kernels->matvec[type] != NULL;
+    return format->unpack == NULL || pool->kernels->unpack_tile[type] != NULL || pool->kernels->matvec[type] != NULL;
 }

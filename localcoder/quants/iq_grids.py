@@ -42,6 +42,11 @@ def _grid(name: str) -> Float32:
     return grid
 
 
+def grid_of(qtype: QuantType) -> NDArray[np.int8]:
+    """The grid of one of these formats as whole numbers: int8 [n_entries, group], C-contiguous."""
+    return np.ascontiguousarray(_grid(qtype.name.upper()).astype(np.int8))
+
+
 def _signs(packed: Bytes) -> Float32:
     """One bit a value, 1 is negative: uint8 [n, n_bytes] -> ±1 float32 [n, 8 n_bytes]."""
     return 1 - 2 * unpack_bits(packed, 1, 1).astype(np.float32)

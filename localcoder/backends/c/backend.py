@@ -9,15 +9,14 @@ from typing import Any
 import numpy as np
 
 from localcoder.backends.base import Backend, Executable, HostKVStore, KVStore
-from localcoder.backends.c.library import isas, load
+from localcoder.backends.c.library import instruction_sets, load
 from localcoder.backends.c.lowering import LoweredOp, assign_slots, lower
-from localcoder.backends.cores import default_threads
 from localcoder.backends.program import Buffer, KVShape, Program, Step
-from localcoder.errors import BackendError, OptionError
+from localcoder.backends.threads import thread_count
+from localcoder.errors import BackendError
 from localcoder.quants import by_name
+from localcoder.quants.iq_grids import grid_of
 from localcoder.quants.spec import Bytes, Float32, QuantType
-
-MAX_THREADS = 1024
 
 
 class CBackend(Backend):
@@ -40,9 +39,7 @@ class CBackend(Backend):
 
     def __init__(self, threads: int | None = None, *, isa: str | None = None) -> None:
         self._ffi, self._lib = load()
-        self.threads = default_threads() if threads is None else threads
-        if not 1 <= self.threads <= MAX_THREADS:
-            raise OptionError(f"threads is {self.threads}; expected 1 to {MAX_THREADS}")
+        self.threads = thread_count(threads)
         wanted = isa or os.environ.get("LOCALCODER_CPU") or None
         out = self._ffi.new("lc_pool **")
         status = self._lib.lc_pool_new(self.threads, wanted.encode() if wanted else self._ffi.NULL, out)
@@ -97,8 +94,8 @@ class CBackend(Backend):
 
 
 def _why_not(wanted: str | None) -> str:
-    known = {isa.name: isa.missing for isa in isas()}
-    usable = ", ".join(name for name, missing in known.items() if missing is None)
+    known = {isa.name: isa.reason for isa in instruction_sets()}
+    usable = ", ".join(name for name, reason in known.items() if reason is None)
     if wanted in known:
         return f"instruction set {wanted} (LOCALCODER_CPU): {known[wanted]}; usable here: {usable}"
     return f"unknown instruction set {wanted!r} (LOCALCODER_CPU); usable here: {usable}"
@@ -164,13 +161,15 @@ class CExecutable(Executable):
         c_op.kind, c_op.barrier, c_op.outputs = op.kind, op.barrier, op.rows == "outputs"
         c_op.x, c_op.y, c_op.width = slot(op.x), slot(op.y), op.width
         c_op.epilogue, c_op.n_weights = op.epilogue, len(op.weights)
-        c_op.eps, c_op.n_head, c_op.layer = op.eps, op.n_head, op.layer
+        c_op.eps, c_op.n_head, c_op.layer, c_op.input = op.eps, op.n_head, op.layer, op.input
         outs: Iterable[Buffer | None] = [*op.out, None, None, None][:3]
         for i, out in enumerate(outs):
             c_op.out[i] = slot(out)
         for c_weight, weight in zip(c_op.weights, op.weights):
             c_weight.data = self._pointer("uint8_t[]", np.ascontiguousarray(weight.data))
             c_weight.type = weight.qtype.gguf_id
+            if self._lib.lc_grid_bytes(weight.qtype.gguf_id):
+                c_weight.grid = self._pointer("int8_t[]", grid_of(weight.qtype))
             c_weight.n_out, c_weight.n_in = weight.shape
         if op.vector is not None:
             c_op.vector = self._pointer("float[]", np.ascontiguousarray(op.vector, np.float32))
@@ -185,9 +184,12 @@ class CExecutable(Executable):
         c_step.n_sequences, c_step.n_entries = step.page_table.shape
         inputs = [ffi.from_buffer("int32_t[]", array) for array in _step_arrays(step)]
         c_step.tokens, c_step.positions, c_step.sequences, c_step.page_table, c_step.outputs = inputs
+        matrices = [ffi.from_buffer("float[]", array) for array in step.inputs]
+        c_inputs = ffi.new("float *[]", matrices)
+        c_step.inputs, c_step.n_inputs = c_inputs, len(matrices)
         c_step.logits = target = ffi.from_buffer("float[]", logits, require_writable=True)
         status = self._lib.lc_program_run(self._program, c_step)
-        del inputs, target
+        del inputs, matrices, c_inputs, target
         self._backend.check(status)
         return logits
 

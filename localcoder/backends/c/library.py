@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from localcoder.backends.base import InstructionSet
 from localcoder.errors import BackendError
 
 ABI_VERSION = 1  # of csrc/localcoder.h, as this package was written against
@@ -19,13 +20,6 @@ class Library(NamedTuple):
 
     ffi: Any
     lib: Any
-
-
-class Isa(NamedTuple):
-    """An instruction set, and why it cannot be used here (None: it can)."""
-
-    name: str
-    missing: str | None
 
 
 def library_path() -> Path:
@@ -41,7 +35,7 @@ def load() -> Library:
     Raises:
         BackendError: it was not built, cannot be opened, or is of another version.
     """
-    from cffi import FFI
+    from cffi import FFI  # type: ignore[import-untyped]
 
     path = library_path()
     header = FOLDER / "localcoder.h"
@@ -69,11 +63,12 @@ def availability() -> str | None:
     return None
 
 
-def isas() -> list[Isa]:
-    """The instruction sets that the library knows, best first."""
+def instruction_sets() -> list[InstructionSet]:
+    """Those that the library knows, best first."""
     ffi, lib = load()
     found = []
     for i in range(lib.lc_isa_count()):
         missing = lib.lc_isa_missing(i)
-        found.append(Isa(ffi.string(lib.lc_isa_name(i)).decode(), ffi.string(missing).decode() if missing else None))
+        reason = ffi.string(missing).decode() if missing else None
+        found.append(InstructionSet(ffi.string(lib.lc_isa_name(i)).decode(), reason is None, reason))
     return found

@@ -16,6 +16,7 @@ from localcoder.backends.program import (
     Attend,
     Buffer,
     Embed,
+    Input,
     Linear,
     Op,
     Program,
@@ -44,6 +45,7 @@ class Kind(IntEnum):
     SILU_MUL = 7
     ADD = 8
     SELECT = 9
+    INPUT = 10
 
 
 class Epilogue(IntEnum):
@@ -73,6 +75,7 @@ class LoweredOp:
     eps: float = 0.0
     n_head: int = 0
     layer: int = 0
+    input: int = 0
     barrier: bool = True
 
     @property
@@ -180,6 +183,8 @@ class _Fuser:
 
 
 def _plain(op: Op) -> LoweredOp:
+    if isinstance(op, Input):
+        return LoweredOp(Kind.INPUT, op.out.rows, op.out.width, out=[op.out], input=op.index)
     if isinstance(op, Embed):
         return LoweredOp(Kind.EMBED, op.out.rows, op.out.width, out=[op.out], weights=[op.weight])
     if isinstance(op, RmsNorm):

@@ -1,0 +1,38 @@
+/* A compiled program: what compile.c builds and program.c replays. */
+#ifndef LC_PROGRAM_H
+#define LC_PROGRAM_H
+
+#include "attention.h"
+#include "matmul.h"
+#include "thread_pool.h"
+
+typedef enum lc_phase_kind { LC_PHASE_ROWS, LC_PHASE_LINEAR, LC_PHASE_ATTEND } lc_phase_kind;
+
+/* Ops that run without a meeting between them; only LC_PHASE_ROWS has more than one. */
+typedef struct lc_phase {
+    lc_phase_kind kind;
+    int first, n_ops;
+} lc_phase;
+
+struct lc_program {
+    lc_pool *pool;
+    lc_op *ops;
+    int n_ops;
+    lc_phase *phases;
+    int n_phases;
+    lc_kv kv;
+    const float *rope_cos, *rope_sin;
+    int n_ctx, max_tokens, n_vocab_in, n_inputs;
+    float **slots;
+    int n_slots;
+    lc_q8_store q8;
+    lc_run *runs; /* [max_tokens] */
+    int n_runs, run_tokens;
+    uint8_t *scratch; /* scratch_bytes for each thread */
+    size_t scratch_bytes, panel_bytes, c_bytes;
+    /* the step at hand */
+    lc_step step;
+    int phase;
+};
+
+#endif
