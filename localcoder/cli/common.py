@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
+model_option = click.option(
+    "-m", "--model", type=click.Path(path_type=Path), envvar="LOCALCODER_MODEL", metavar="FILE",
+    help="A GGUF file; also read from LOCALCODER_MODEL.  [default: the embedded demonstration model]",
+)  # fmt: skip
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 threads_option = click.option("--threads", type=int, help="Threads to compute with.  [default: the cores at hand]")
 device_option = click.option("--device", default="auto", help="What to compute on; see `localcoder devices`.")

@@ -17,6 +17,7 @@ from localcoder.cli.common import (
     generation_options,
     given,
     json_option,
+    model_option,
     open_coder,
     threads_option,
 )
@@ -29,10 +30,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("words", nargs=-1, metavar="[MODEL.gguf] [PROMPT]")
-@click.option(
-    "-m", "--model", type=click.Path(path_type=Path), envvar="LOCALCODER_MODEL", metavar="FILE",
-    help="A GGUF file; also read from LOCALCODER_MODEL.  [default: the embedded demonstration model]",
-)  # fmt: skip
+@model_option
 @generation_options
 @threads_option
 @device_option

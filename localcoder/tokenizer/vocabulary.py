@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from localcoder.errors import TokenizerError
-from localcoder.tokenizer.byte_level import BYTE_OF, NEEDED
+from localcoder.tokenizer.byte_level import BYTE_OF, NEEDED, bytes_of
 from localcoder.tokenizer.splits import SPLITS
 
 
@@ -186,7 +186,16 @@ def _read_merges(
         if not left or not right or " " in right:
             raise TokenizerError(f"{file.path}: merge {i} is {text[:40]!r}, expected two tokens with one space between")
         merges.append((left, right))
+    # The same id would stand for the spelling and for the bytes that it spells.
+    two_faced = {tokens[i] for i in np.flatnonzero(types == TokenType.USER_DEFINED) if _has_two_readings(tokens[i])}
+    for left, right in merges if two_faced else ():
+        if left + right in two_faced:
+            raise TokenizerError(f"{file.path}: merge {left!r} {right!r} makes a token that is typed as text to match")
     return merges
+
+
+def _has_two_readings(token: str) -> bool:
+    return len(token) > 1 and bytes_of(token) != token.encode()
 
 
 def _read_pre(file: MetadataReader, n_tokens: int, notes: list[str]) -> str:
