@@ -30,15 +30,16 @@ class FileError(LocalcoderError):
     def __init__(self, path: object, problem: str) -> None:
         if len(problem) > _MAX_PROBLEM:
             problem = f"{problem[: _MAX_PROBLEM // 2]} … {problem[-_MAX_PROBLEM // 2 :]}"
-        super().__init__(_printable(f"{path}: {problem}"))
+        super().__init__(printable(f"{path}: {problem}"))
         self.path = str(path)
-        self.problem = _printable(problem)
+        self.problem = printable(problem)
 
 
 _MAX_PROBLEM = 600
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
+    """`text` with everything that could move a terminal's cursor or hide spelled out."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 

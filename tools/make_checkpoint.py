@@ -2,6 +2,7 @@
 
     python tools/make_checkpoint.py OUT --shape 1.3b             a Hugging Face checkpoint: bf16, sharded safetensors
     python tools/make_checkpoint.py OUT --hidden 256 --layers 2  another shape (see --help)
+    python tools/make_checkpoint.py OUT.gguf --type q4_k --shape 33b   a GGUF file, with no checkpoint in between
 
 Weights are normally distributed and scaled so that activations stay of order one through all layers, as in a trained
 model. To be quick, matrices repeat a pool of random values, each from a random start; the pool's length is odd, so
@@ -12,10 +13,12 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import click
@@ -23,8 +26,13 @@ import numpy as np
 
 from localcoder.convert.config import ModelConfig, read_config
 from localcoder.convert.layout import TensorSpec, tensors_of
+from localcoder.convert.recipes import ALL as RECIPES
+from localcoder.convert.recipes import Recipe
+from localcoder.files.gguf_writer import GGUFOutput, TensorInfo
 from localcoder.quants import QuantType, by_name
+from localcoder.quants.registry import BY_NAME
 from localcoder.quants.spec import Bytes, Float32
+from localcoder.tokenizer.source import SourceTokenizer
 
 POOL_VALUES = 1 << 23
 SHAPES: dict[str, dict[str, int]] = {
@@ -116,6 +124,8 @@ class RandomWeights:
     def _make_pool(self, qtype: QuantType, spread: float) -> Bytes:
         """uint8 [n_blocks, block_bytes], n_blocks odd; about POOL_VALUES values."""
         n_blocks = POOL_VALUES // qtype.block_elems + 1
+        if qtype.quantize_blocks is None:
+            return random_blocks(qtype, n_blocks, spread, self._rng)
         x = np.float32(spread) * self._rng.standard_normal(n_blocks * qtype.block_elems, np.float32)
         return qtype.quantize(x).reshape(n_blocks, qtype.block_bytes)
 
@@ -135,6 +145,33 @@ class RandomWeights:
             yield piece.reshape(-1)
             left -= len(piece)
             at = 0
+
+
+def random_blocks(qtype: QuantType, n_blocks: int, spread: float, rng: np.random.Generator) -> Bytes:
+    """Blocks of a format that has no plain rounding: random codes under scales that give values of about `spread`.
+
+    uint8 [n_blocks, block_bytes]; fewer blocks where scales are not half-precision fields.
+    """
+    blocks = rng.integers(0, 256, n_blocks * qtype.block_bytes, np.uint8).view(qtype.block)
+    fields = qtype.block.names or ()
+    if "d" not in fields or qtype.block["d"] != np.float16:
+        with np.errstate(all="ignore"):  # some scales are not finite
+            spreads = qtype.dequantize_blocks(blocks).std(axis=1)
+        blocks = blocks[(spreads > spread / 2) & (spreads < 2 * spread)]
+        blocks = blocks[: (len(blocks) - 1) | 1]
+        return blocks.view(np.uint8).reshape(-1, qtype.block_bytes)
+    some = blocks[:4096]
+    some["d"] = 1
+    if "dmin" in fields:  # x = d·codes - dmin·mins: the factor between the two makes the mean zero
+        some["dmin"] = 0
+        codes = qtype.dequantize_blocks(some).mean()
+        some["dmin"] = 1
+        some["dmin"] = codes / (codes - qtype.dequantize_blocks(some).mean())
+    scale = spread / float(qtype.dequantize_blocks(some).std()) * rng.uniform(0.7, 1.3, n_blocks)
+    blocks["d"] = scale
+    if "dmin" in fields:
+        blocks["dmin"] = scale * float(some["dmin"][0])
+    return blocks.view(np.uint8).reshape(n_blocks, qtype.block_bytes)
 
 
 # -- Hugging Face layout
@@ -242,7 +279,7 @@ def write_tokenizer(folder: Path, n_tokens: int) -> None:
         [
             *(
                 pre_tokenizers.Split(Regex(pattern), "isolated")
-                for pattern in (r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥ࠀ-一가-\ud7ff]+")
+                for pattern in ("[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥ࠀ-一가-\ud7ff]+")
             ),
             pre_tokenizers.Digits(individual_digits=True),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
@@ -283,6 +320,47 @@ def add_tokenizer(folder: Path, n_vocab: int) -> None:
         write_tokenizer(folder, min(n_vocab, 1024))
 
 
+# -- GGUF
+
+
+def make_tokenizer(n_vocab: int) -> SourceTokenizer:
+    """What `add_tokenizer` gives a checkpoint."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        add_tokenizer(folder, n_vocab)
+        source, config = (
+            json.loads((folder / f"{part}.json").read_bytes()) for part in ("tokenizer", "tokenizer_config")
+        )
+        files = SimpleNamespace(
+            folder=folder,
+            config={},
+            tokenizer_path=folder / "tokenizer.json",
+            tokenizer=source,
+            tokenizer_config=config,
+            generation_config={},
+            chat_template=config.get("chat_template"),
+        )
+        return SourceTokenizer(files)
+
+
+def write_gguf(path: Path, config: dict[str, Any], type_name: str, *, seed: int = 0) -> None:
+    """A GGUF file of `config`'s shape: random blocks of the types that a recipe chooses, or of one type."""
+    model = read_config(config, path)
+    recipe = next((r for r in RECIPES if r.name == type_name), Recipe(type_name, RECIPES[0].file_type, type_name))
+    weights = RandomWeights(model, seed)
+    specs = list(tensors_of(model))
+    qtypes = [recipe.type_of(spec.name, spec.shape, tied=model.tied) for spec in specs]
+    with GGUFOutput(path, "llama") as out:
+        out.metadata.add_name(path.stem)
+        out.metadata.add_file_type(recipe.file_type)
+        model.add_metadata(out.metadata)
+        make_tokenizer(model.n_vocab).add_metadata(out.metadata, model.n_vocab)
+        out.begin([TensorInfo(spec.name, qtype, spec.shape) for spec, qtype in zip(specs, qtypes)])
+        for spec, qtype in zip(specs, qtypes):
+            for piece in weights.stream(spec, qtype):
+                out.write(spec.name, piece)
+
+
 # -- command line
 
 
@@ -303,6 +381,7 @@ def add_tokenizer(folder: Path, n_vocab: int) -> None:
 @click.option("--dtype", type=click.Choice(["bf16", "f16", "f32"]), default="bf16", show_default=True)
 @click.option("--format", "file_format", type=click.Choice(["safetensors", "bin"]), default="safetensors")
 @click.option("--shard-gb", type=float, default=4.0, show_default=True, help="Largest shard.")
+@click.option("--type", "type_name", type=click.Choice(list(BY_NAME)), help="Write a GGUF file of this type.")
 @click.option("--seed", type=int, default=0, show_default=True)
 def main(
     out: Path,
@@ -310,6 +389,7 @@ def main(
     file_format: str,
     dtype: str,
     shard_gb: float,
+    type_name: str | None,
     rope_factor: float,
     new_config: bool,
     seed: int,
@@ -318,8 +398,12 @@ def main(
     given = {key: value for key, value in dimensions.items() if value is not None}
     dims = {"hidden": 256, "layers": 2, "heads": 8, "kv_heads": 4, "ff": 768} | SHAPES.get(shape or "", {}) | given
     config = make_config(**dims, rope_factor=rope_factor or None, new_style=new_config)
-    add_tokenizer(out, config["vocab_size"])
-    write_checkpoint(out, config, dtype=dtype, file_format=file_format, shard_bytes=int(shard_gb * 2**30), seed=seed)
+    if type_name:
+        write_gguf(out, config, type_name, seed=seed)
+    else:
+        add_tokenizer(out, config["vocab_size"])
+        shard_bytes = int(shard_gb * 2**30)
+        write_checkpoint(out, config, dtype=dtype, file_format=file_format, shard_bytes=shard_bytes, seed=seed)
     click.echo(f"wrote {out}", err=True)
 
 

@@ -9,9 +9,12 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from localcoder.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import gguf
 
 MAX_LAYERS = 4096
 MAX_WIDTH = 1 << 20
@@ -39,26 +42,28 @@ class ModelConfig:
     rope_factor: float | None
     tied: bool
 
-    def metadata(self) -> dict[str, int | float | str]:
-        """GGUF keys, https://github.com/ggml-org/ggml/blob/master/docs/gguf.md."""
-        scaling: dict[str, int | float | str] = {"llama.rope.scaling.type": "none"}
-        if self.rope_factor is not None:
-            scaling = {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": self.rope_factor}
-        return {
-            "llama.block_count": self.n_layer,
-            "llama.context_length": self.n_ctx_train,
-            "llama.embedding_length": self.n_embd,
-            "llama.feed_forward_length": self.n_ff,
-            "llama.attention.head_count": self.n_head,
-            "llama.attention.head_count_kv": self.n_head_kv,
-            "llama.attention.key_length": self.head_dim,
-            "llama.attention.value_length": self.head_dim,
-            "llama.attention.layer_norm_rms_epsilon": self.rms_norm_eps,
-            "llama.rope.dimension_count": self.head_dim,
-            "llama.rope.freq_base": self.rope_freq_base,
-            **scaling,
-            "llama.vocab_size": self.n_vocab,
-        }
+    def add_metadata(self, writer: gguf.GGUFWriter) -> None:
+        """Adds the `llama.*` keys, https://github.com/ggml-org/ggml/blob/master/docs/gguf.md."""
+        from gguf import RopeScalingType
+
+        writer.add_vocab_size(self.n_vocab)
+        writer.add_context_length(self.n_ctx_train)
+        writer.add_embedding_length(self.n_embd)
+        writer.add_block_count(self.n_layer)
+        writer.add_feed_forward_length(self.n_ff)
+        writer.add_head_count(self.n_head)
+        writer.add_head_count_kv(self.n_head_kv)
+        writer.add_key_length(self.head_dim)
+        writer.add_value_length(self.head_dim)
+        writer.add_layer_norm_rms_eps(self.rms_norm_eps)
+        writer.add_rope_dimension_count(self.head_dim)
+        writer.add_rope_freq_base(self.rope_freq_base)
+        if self.rope_factor is None:
+            # Said, because files of this family that say nothing are taken for scaled ones that lack the key.
+            writer.add_rope_scaling_type(RopeScalingType.NONE)
+        else:
+            writer.add_rope_scaling_type(RopeScalingType.LINEAR)
+            writer.add_rope_scaling_factor(self.rope_factor)
 
 
 def read_config(config: Mapping[str, Any], path: Path) -> ModelConfig:

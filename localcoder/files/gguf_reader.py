@@ -18,6 +18,7 @@ from localcoder.files.gguf_part import GGUFPart
 from localcoder.quants import QuantTensor
 
 MAX_SPLITS = 1 << 10
+SPLIT_NAME = re.compile(r"(.*)-([0-9]{5})-of-([0-9]{5})\.gguf", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ class GGUFFile(TypedMetadata):
 
 def _split_paths(path: Path) -> list[Path]:
     """The files to open for `path`, in order."""
-    match = re.fullmatch(r"(.*)-([0-9]{5})-of-([0-9]{5})\.gguf", path.name, re.DOTALL)
+    match = SPLIT_NAME.fullmatch(path.name)
     if match is None:
         return [path]
     stem, number, count = match[1], int(match[2]), int(match[3])

@@ -19,6 +19,7 @@ import numpy as np
 
 from localcoder.errors import OutputError
 from localcoder.files.atomic import OutputFile
+from localcoder.files.gguf_reader import SPLIT_NAME
 from localcoder.quants import QuantType
 from localcoder.quants.spec import Bytes
 
@@ -67,6 +68,8 @@ class GGUFOutput:
         import gguf
 
         self.path = Path(path)
+        if SPLIT_NAME.fullmatch(self.path.name):
+            raise OutputError(path, "is named like one part of a split file, which readers look for the others of")
         self._file = OutputFile(path, inputs=inputs)
         self.temporary = self._file.temporary
         self.metadata: gguf.GGUFWriter = gguf.GGUFWriter(None, architecture)
