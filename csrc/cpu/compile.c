@@ -120,7 +120,7 @@ static bool allocate(lc_program *p, const int32_t *slot_widths, const demands *m
 }
 
 static int compile(lc_program *p, const lc_op *ops, const int32_t *slot_widths) {
-    demands most = {.n_head = 1, .q8_width = LC_GROUP};
+    demands most = {.n_head = p->kv.n_head_kv, .q8_width = LC_GROUP};
     for (int i = 0; i < p->n_slots; i++)
         if (slot_widths[i] < 1) return LC_BAD_ARGUMENT;
     for (int i = 0; i < p->n_ops; i++) {
