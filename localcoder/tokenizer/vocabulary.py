@@ -18,6 +18,8 @@ from localcoder.errors import TokenizerError
 from localcoder.tokenizer.byte_level import BYTE_OF, NEEDED, bytes_of
 from localcoder.tokenizer.splits import SPLITS
 
+TypeArray = np.ndarray[Any, np.dtype[np.int32]]
+
 
 class MetadataReader(Protocol):
     """What is needed of a GGUF file; `localcoder.files.GGUFFile` is one.
@@ -74,10 +76,18 @@ def looks_padding(token: str) -> bool:
 
 @dataclass
 class Vocabulary:
-    """tokens: their spelling by id; types: int32 [n_vocab] of TokenType; merges: pairs, most frequent first."""
+    """A vocabulary that has passed all checks.
+
+    Attributes:
+        tokens: spelling by id, n_vocab of them; types: TokenType by id, int32 [n_vocab]; ids: id by spelling.
+        merges: pairs of spellings, first come first merged.
+        pre: name of the pre-tokenizer, one of SPLITS.
+        special_ids: role, one of SPECIAL_ROLES, to id or None.
+        notes: what the file does not say and was assumed, one line each.
+    """
 
     tokens: list[str]
-    types: np.ndarray[Any, np.dtype[np.int32]]
+    types: TypeArray
     merges: list[tuple[str, str]]
     pre: str
     special_ids: dict[str, int | None]
@@ -128,7 +138,7 @@ def read_vocabulary(file: MetadataReader) -> Vocabulary:
     )
 
 
-def _read_types(file: MetadataReader, tokens: list[str], notes: list[str]) -> np.ndarray[Any, np.dtype[np.int32]]:
+def _read_types(file: MetadataReader, tokens: list[str], notes: list[str]) -> TypeArray:
     key = "tokenizer.ggml.token_type"
     if key in file.metadata:
         found = file.get_array(key)
@@ -142,18 +152,15 @@ def _read_types(file: MetadataReader, tokens: list[str], notes: list[str]) -> np
         types = np.full(len(tokens), TokenType.NORMAL, np.int32)
     types[types == TokenType.BYTE] = TokenType.NORMAL
     types[types == TokenType.UNKNOWN] = TokenType.CONTROL
-    for i in np.flatnonzero(types != TokenType.NORMAL):
-        if looks_padding(tokens[i]):
-            types[i] = TokenType.UNUSED
-        elif types[i] == TokenType.CONTROL and tokens[i] in BYTE_OF:  # an added character: old converters said control
+    for i in np.flatnonzero(types == TokenType.CONTROL):
+        if tokens[i] in BYTE_OF:  # an added character: old converters said control
             types[i] = TokenType.USER_DEFINED
+    types[[i for i, token in enumerate(tokens) if looks_padding(token)]] = TokenType.UNUSED
     types[[i for i, token in enumerate(tokens) if looks_special(token)]] = TokenType.CONTROL
     return types
 
 
-def _find_special_ids(
-    file: MetadataReader, ids: dict[str, int], types: np.ndarray[Any, np.dtype[np.int32]]
-) -> dict[str, int | None]:
+def _find_special_ids(file: MetadataReader, ids: dict[str, int], types: TypeArray) -> dict[str, int | None]:
     found: dict[str, int | None] = {}
     for role, (names, spelling) in SPECIAL_ROLES.items():
         keys = [f"tokenizer.ggml.{name}_token_id" for name in names]
@@ -170,9 +177,7 @@ def _find_special_ids(
     return found
 
 
-def _read_merges(
-    file: MetadataReader, tokens: list[str], types: np.ndarray[Any, np.dtype[np.int32]]
-) -> list[tuple[str, str]]:
+def _read_merges(file: MetadataReader, tokens: list[str], types: TypeArray) -> list[tuple[str, str]]:
     key = "tokenizer.ggml.merges"
     found = file.metadata.get(key)
     # A writer leaves out an empty array, or writes it without a type.

@@ -86,6 +86,7 @@ def test_without_types(trained_metadata, trained, tmp_path):
     trained_metadata.types = None
     ours = trained_metadata.open(tmp_path)
     assert any("no token types" in note for note in ours.notes)
+    assert (ours.unsampleable(960) == trained.unsampleable(960)).all()
     for text in ("x", TEXT.replace("õ", "o").replace("ï", "i")):
         assert ours.tokenize(text) == trained.tokenize(text)
         assert ours.tokenize(text, parse_special=True) == trained.tokenize(text, parse_special=True)
