@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = "Scripts" if sys.platform == "win32" else "bin"
-LIBRARY = re.compile(r"localcoder/_native/[^/]+\.(so|dylib|dll)")
+LIBRARY = re.compile(r"localcoder/_native/liblocalcoder\.(so|dylib|dll)")
 KEPT = ("HOME", "USERPROFILE", "LOCALAPPDATA", "SYSTEMROOT", "TEMP", "TMPDIR")  # pip's configuration and cache; Windows
 
 
@@ -101,9 +101,13 @@ def check_files(names: Sequence[str], *, native: bool) -> None:
     others = set(package) - sources - data - {"localcoder/py.typed"}
     assert data, "the embedded model is missing from the sources"
     assert sources | data | {"localcoder/py.typed"} <= set(package)
-    libraries = [name for name in others if LIBRARY.fullmatch(name)]
-    assert len(libraries) == (1 if native else 0)
-    assert all(name.endswith(".pyc") for name in others - set(libraries))
+    built = sorted(name for name in others if not name.endswith(".pyc"))
+    if native:
+        library, header = built
+        assert LIBRARY.fullmatch(library)
+        assert header == "localcoder/_native/localcoder.h"
+    else:
+        assert not built
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.resources
 import sys
 from functools import cache
 from pathlib import Path
@@ -11,7 +12,8 @@ from localcoder.backends.base import InstructionSet
 from localcoder.errors import BackendError
 
 ABI_VERSION = 1  # of csrc/localcoder.h, as this package was written against
-FOLDER = Path(__file__).resolve().parents[2] / "_native"
+# Beside the package or, for an editable installation, where its compiled part was installed.
+FOLDER = Path(str(importlib.resources.files("localcoder") / "_native"))
 BEGIN, END = "/* cffi: begin */", "/* cffi: end */"
 
 
