@@ -28,6 +28,7 @@ COMMANDS = {
     "inspect": "Show what is in a GGUF file.",
     "tokenize": "Turn text into token ids.",
     "perplexity": "Measure how well a model predicts a text.",
+    "compare": "Compare the weights of two GGUF files, tensor by tensor.",
     "bench": "Measure speed: prefill and decode.",
     "devices": "Show what this machine can compute with, and what is used.",
 }
