@@ -24,52 +24,61 @@ from localcoder.quants.spec import Bytes, Codes, Float32, QuantType
 DAMPING = 0.01  # of the mean energy, added to every column's: few tokens leave directions that nobody has seen
 _LEAST_IMPORTANCE = 1e-3  # of the mean: a column that the calibration never used still counts a little
 _GROUP = 256  # columns whose scales are searched together; a multiple of every format's block
+_SLICE_VALUES = 1 << 22  # values worked on at a time
 _PANEL = 64  # columns between two updates of the whole rest
 
 
-def round_with_feedback(qtype: QuantType, w: Float32, moments: Float32) -> Bytes:
-    """float32 [n_out, n_in] -> uint8 [n_out, row_bytes(n_in)] of a format with codes (`quants.codes`).
+class Feedback:
+    """What the inputs of one or more matrices say about how to round them.
 
     Args:
-        w: finite weights.
         moments: float32 [n_in, n_in], sum over calibration tokens of x xᵀ.
     """
-    n_out, n_in = w.shape
-    energy = np.diagonal(moments).astype(np.float64)
-    mean = max(float(energy.mean()), np.finfo(np.float32).tiny)
-    importance = np.maximum(energy / mean, _LEAST_IMPORTANCE).astype(np.float32)
-    groups = [np.arange(at, min(at + _GROUP, n_in)) for at in range(0, n_in, _GROUP)]
-    groups.sort(key=lambda columns: -float(importance[columns].mean()))
-    groups = [columns[np.argsort(-importance[columns], kind="stable")] for columns in groups]
-    order = np.concatenate(groups)
-    upper = _upper_factor(moments.astype(np.float64) + np.diag(np.full(n_in, DAMPING * mean)), order)
 
-    left = w[:, order]
-    blocks = np.empty((n_out, n_in // qtype.block_elems), qtype.block)
-    at = 0
-    for columns in groups:
-        here = slice(at, at + len(columns))
-        places = columns - columns.min()  # where each visited column stands in the group
-        current = np.empty((n_out, len(columns)), np.float32)
-        current[:, places] = left[:, here]
-        first = int(columns.min())
-        found = quantize_best(qtype, current, importance[first : first + len(columns)])
-        group = found.view(qtype.block).reshape(-1)
-        grid = Grid.of(qtype, group)
-        step, offset = (part.reshape(n_out, -1)[:, places] for part in (grid.step, grid.offset))
-        codes = np.empty(current.shape, np.uint8)
-        codes[:, places] = _round_columns(left, upper, here, grid.levels, step, offset)
-        rewritten = with_codes(qtype, group, codes.reshape(len(group), -1))
-        first_block = first // qtype.block_elems
-        blocks[:, first_block : first_block + len(columns) // qtype.block_elems] = rewritten.reshape(n_out, -1)
-        at += len(columns)
-    return blocks.view(np.uint8).reshape(n_out, -1)
+    def __init__(self, moments: Float32) -> None:
+        n_in = len(moments)
+        energy = np.diagonal(moments).astype(np.float64)
+        mean = max(float(energy.mean()), np.finfo(np.float32).tiny)
+        self.importance = np.maximum(energy / mean, _LEAST_IMPORTANCE).astype(np.float32)
+        groups = [np.arange(at, min(at + _GROUP, n_in)) for at in range(0, n_in, _GROUP)]
+        groups.sort(key=lambda columns: -float(self.importance[columns].mean()))
+        self._groups = [columns[np.argsort(-self.importance[columns], kind="stable")] for columns in groups]
+        self._order = np.concatenate(self._groups)
+        damped = moments.astype(np.float64) + np.diag(np.full(n_in, DAMPING * mean))
+        self._upper = _upper_factor(damped[np.ix_(self._order, self._order)])
+
+    def round(self, qtype: QuantType, w: Float32) -> Bytes:
+        """float32 [n_out, n_in], finite -> uint8 [n_out, row_bytes(n_in)] of a format with codes (`quants.codes`)."""
+        rows = max(1, _SLICE_VALUES // w.shape[1])
+        return np.concatenate([self._round(qtype, w[at : at + rows]) for at in range(0, len(w), rows)])
+
+    def _round(self, qtype: QuantType, w: Float32) -> Bytes:
+        n_out, n_in = w.shape
+        left = w[:, self._order]
+        blocks = np.empty((n_out, n_in // qtype.block_elems), qtype.block)
+        at = 0
+        for columns in self._groups:
+            here = slice(at, at + len(columns))
+            at = here.stop
+            first = int(columns.min())
+            places = columns - first  # where each visited column stands in the group
+            current = np.empty((n_out, len(columns)), np.float32)
+            current[:, places] = left[:, here]
+            found = quantize_best(qtype, current, self.importance[first : first + len(columns)])
+            group = found.view(qtype.block).reshape(-1)
+            grid = Grid.of(qtype, group)
+            step, offset = (part.reshape(n_out, -1)[:, places] for part in (grid.step, grid.offset))
+            codes = np.empty(current.shape, np.uint8)
+            codes[:, places] = _round_columns(left, self._upper, here, grid.levels, step, offset)
+            rewritten = with_codes(qtype, group, codes.reshape(-1, qtype.block_elems)).reshape(n_out, -1)
+            first_block = first // qtype.block_elems
+            blocks[:, first_block : first_block + rewritten.shape[1]] = rewritten
+        return blocks.view(np.uint8).reshape(n_out, -1)
 
 
-def _upper_factor(moments: NDArray[np.float64], order: NDArray[np.intp]) -> Float32:
-    """U with UᵀU = inverse of the moments of the columns in the order they are visited; row j says how column j's
-    error spreads."""
-    inverse = np.linalg.inv(moments[np.ix_(order, order)])
+def _upper_factor(moments: NDArray[np.float64]) -> Float32:
+    """U with UᵀU = inverse of the moments, columns in visiting order; row j says how column j's error spreads."""
+    inverse = np.linalg.inv(moments)
     return np.linalg.cholesky((inverse + inverse.T) / 2).T.astype(np.float32)
 
 

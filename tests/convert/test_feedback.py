@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from localcoder.convert.feedback import round_with_feedback
+from localcoder.convert.feedback import Feedback
 from localcoder.quants import ALL
 from localcoder.quants.codes import has_codes
 from localcoder.quants.search import quantize_best
@@ -31,20 +31,18 @@ def test_the_output_error_falls(qtype, n_in):
         return float(((unseen @ (qtype.dequantize(data) - w).T) ** 2).mean())
 
     importance = np.diagonal(moments).copy()
-    assert output_error(round_with_feedback(qtype, w, moments)) < 0.7 * output_error(
-        quantize_best(qtype, w, importance)
-    )
+    assert output_error(Feedback(moments).round(qtype, w)) < 0.7 * output_error(quantize_best(qtype, w, importance))
 
 
 def test_without_correlation_it_is_the_search():
     qtype = next(t for t in ALL if t.name == "q4_k")
     w = np.random.default_rng(1).standard_normal((8, 512)).astype(np.float32)
-    found = round_with_feedback(qtype, w, np.eye(512, dtype=np.float32))
+    found = Feedback(np.eye(512, dtype=np.float32)).round(qtype, w)
     assert np.array_equal(found, quantize_best(qtype, w, np.ones(512, np.float32)))
 
 
 def test_inputs_that_are_all_zero_do_no_harm():
     qtype = next(t for t in ALL if t.name == "q4_0")
     w = np.random.default_rng(1).standard_normal((8, 64)).astype(np.float32)
-    found = qtype.dequantize(round_with_feedback(qtype, w, np.zeros((64, 64), np.float32)))
+    found = qtype.dequantize(Feedback(np.zeros((64, 64), np.float32)).round(qtype, w))
     assert np.abs(found - w).max() < 0.5
