@@ -49,6 +49,8 @@ def quantize_best(qtype: QuantType, x: Float32, weights: Float32 | None = None) 
     n_rows, n = x.shape
     row_bytes = qtype.row_bytes(n)
     if not is_searched(qtype):
+        if qtype.quantize_blocks is None:
+            raise OptionError(f"{qtype.name}: can be read but not written")
         return qtype.quantize(x)
     x = np.ascontiguousarray(x, np.float32)
     normal = np.ones((1, n), np.float32) if weights is None else _normalized(weights, x.shape)

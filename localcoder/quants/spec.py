@@ -36,7 +36,8 @@ class QuantType:
             (`activations.quantize_q8`). Formats that are rare and only read (grids, ternary, 4-bit floats) say `f32`:
             they run through `dequantize`.
         dequantize_blocks: Blocks [n] -> float32 [n, block_elems]; every bit pattern is legal input.
-        quantize_blocks: float32 [n, block_elems] -> Blocks [n] by plain rounding, or None where a format is only read.
+        quantize_blocks: float32 [n, block_elems] -> Blocks [n] by plain rounding, or None where it takes a
+            search (`search.quantize_best`) or the format is only read.
     """
 
     name: str
@@ -64,7 +65,7 @@ class QuantType:
     def quantize(self, x: Float32) -> Bytes:
         """float32 [..., n] -> uint8 [..., row_bytes(n)], plain rounding."""
         if self.quantize_blocks is None:
-            raise OptionError(f"{self.name}: can be read but not written")
+            raise OptionError(f"{self.name}: has no plain rounding")
         row_bytes = self.row_bytes(x.shape[-1])
         with np.errstate(over="ignore", invalid="ignore"):
             blocks = self.quantize_blocks(np.ascontiguousarray(x, np.float32).reshape(-1, self.block_elems))

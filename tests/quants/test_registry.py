@@ -49,3 +49,8 @@ def test_shapes_and_empty_tensors(qtype):
     if qtype.quantize_blocks is not None:
         assert qtype.quantize(np.zeros((3, 5, n), np.float32)).shape == (3, 5, qtype.row_bytes(n))
         assert qtype.quantize(np.zeros((0, n), np.float32)).shape == (0, qtype.row_bytes(n))
+
+
+def test_no_plain_rounding():
+    with pytest.raises(OptionError, match="q4_k: has no plain rounding"):
+        by_name("q4_k").quantize(np.zeros((1, 256), np.float32))
