@@ -1,0 +1,251 @@
+/* Every kernel of every instruction set that this machine can run, against the plain ones: awkward lengths, memory of
+ * just the stated size, padding filled with NaN, values that are not finite. */
+#include "aligned.h"
+#include "check.h"
+#include "dispatch.h"
+#include "half.h"
+#include "matmul.h"
+
+static const int LENGTHS[] = {1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 33, 80, 127, 500};
+enum { N_LENGTHS = sizeof LENGTHS / sizeof *LENGTHS };
+
+static lc_kernels ref;
+
+static void test_rows(const lc_kernels *k) {
+    for (int i = 0; i < N_LENGTHS; i++) {
+        const int n = LENGTHS[i];
+        float *x = random_floats((size_t)n), *y = random_floats((size_t)n);
+        float *a = take((size_t)n * 4), *b = take((size_t)n * 4);
+        uint16_t *ha = take((size_t)n * 2), *hb = take((size_t)n * 2);
+        k->rms_norm(x, y, n, 1e-6, a), ref.rms_norm(x, y, n, 1e-6, b);
+        CHECK(all_close(a, b, (size_t)n, 1e-6f), "%s rms_norm %d", k->isa, n);
+        for (int j = 0; j < n; j++) x[j] *= 100;
+        k->silu_mul(x, y, n, a), ref.silu_mul(x, y, n, b);
+        CHECK(all_close(a, b, (size_t)n, 1e-6f), "%s silu_mul %d", k->isa, n);
+        memcpy(a, x, (size_t)n * 4);
+        k->silu_mul(a, y, n, a);
+        CHECK(all_close(a, b, (size_t)n, 1e-6f), "%s silu_mul in place %d", k->isa, n);
+        k->add(x, y, n, a), ref.add(x, y, n, b);
+        CHECK(memcmp(a, b, (size_t)n * 4) == 0, "%s add %d", k->isa, n);
+        k->float_to_half(x, n, ha), ref.float_to_half(x, n, hb);
+        CHECK(memcmp(ha, hb, (size_t)n * 2) == 0, "%s float_to_half %d", k->isa, n);
+        k->half_to_float(ha, n, a), ref.half_to_float(hb, n, b);
+        CHECK(memcmp(a, b, (size_t)n * 4) == 0, "%s half_to_float %d", k->isa, n);
+        free(x), free(y), free(a), free(b), free(ha), free(hb);
+    }
+}
+
+static void test_not_finite(const lc_kernels *k) {
+    const float bad[] = {NAN, INFINITY, -INFINITY};
+    for (int i = 0; i < 3; i++) {
+        float x[40], one[40], out[40];
+        for (int j = 0; j < 40; j++) x[j] = one[j] = 1;
+        x[37] = bad[i];
+        k->rms_norm(x, one, 40, 1e-6, out);
+        CHECK(!isfinite(out[37]), "%s rms_norm of %g gives %g", k->isa, (double)bad[i], (double)out[37]);
+        k->silu_mul(one, x, 40, out);
+        CHECK(!isfinite(out[37]), "%s silu_mul of %g gives %g", k->isa, (double)bad[i], (double)out[37]);
+    }
+    float scores[16], out[40], nan_gate[40];
+    for (int j = 0; j < 40; j++) nan_gate[j] = NAN;
+    k->silu_mul(nan_gate, nan_gate, 40, out);
+    CHECK(isnan(out[0]) && isnan(out[39]), "%s silu_mul of NaN", k->isa);
+    for (int j = 0; j < 16; j++) scores[j] = j < 3 ? 0 : -INFINITY;
+    CHECK(k->exp_sum(scores, 16, 0) == 3 && scores[5] == 0, "%s exp_sum of -infinity", k->isa);
+    scores[7] = NAN;
+    CHECK(isnan(k->exp_sum(scores, 16, 0)), "%s exp_sum of NaN", k->isa);
+}
+
+static void test_rope(const lc_kernels *k) {
+    for (int d = 2; d <= 130; d += d < 20 ? 2 : 22) {
+        float *x = random_floats(3 * (size_t)d), *cos = random_floats((size_t)d / 2), *sin = random_floats((size_t)d / 2);
+        float *a = take(3 * (size_t)d * 4), *b = take(3 * (size_t)d * 4);
+        k->rope(x, cos, sin, 3, d, a), ref.rope(x, cos, sin, 3, d, b);
+        CHECK(all_close(a, b, 3 * (size_t)d, 1e-6f), "%s rope %d", k->isa, d);
+        k->rope(x, cos, sin, 3, d, x);
+        CHECK(all_close(x, b, 3 * (size_t)d, 1e-6f), "%s rope in place %d", k->isa, d);
+        free(x), free(cos), free(sin), free(a), free(b);
+    }
+}
+
+static void test_attention(const lc_kernels *k) {
+    enum { LDS = 64 };
+    for (int n_q = 1; n_q <= 9; n_q++)
+        for (int n_k = 1; n_k <= 64; n_k += 9)
+            for (int d = 16; d <= 144; d += 32) {
+                float *q = random_floats((size_t)(n_q * d)), *rows = random_floats((size_t)(n_k * d));
+                float *keep = random_floats((size_t)n_q), *out = random_floats((size_t)(n_q * d));
+                float *a = take((size_t)n_q * LDS * 4), *b = take((size_t)n_q * LDS * 4);
+                memset(a, 0xFF, (size_t)n_q * LDS * 4); /* NaN */
+                memset(b, 0xFF, (size_t)n_q * LDS * 4);
+                float *out_b = take((size_t)(n_q * d) * 4);
+                memcpy(out_b, out, (size_t)(n_q * d) * 4);
+                k->attend_scores(q, n_q, rows, n_k, d, 0.25f, a, LDS);
+                ref.attend_scores(q, n_q, rows, n_k, d, 0.25f, b, LDS);
+                for (int i = 0; i < n_q; i++)
+                    CHECK(all_close(a + i * LDS, b + i * LDS, (size_t)n_k, 2e-6f), "%s scores %d %d %d", k->isa, n_q, n_k, d);
+                for (int i = 0; i < n_q; i++) { /* one query at a time gives the same bits */
+                    float alone[LDS];
+                    k->attend_scores(q + i * d, 1, rows, n_k, d, 0.25f, alone, LDS);
+                    CHECK(memcmp(alone, a + i * LDS, (size_t)n_k * 4) == 0, "%s scores alone", k->isa);
+                }
+                k->attend_mix(a, LDS, keep, n_q, rows, n_k, d, out);
+                ref.attend_mix(b, LDS, keep, n_q, rows, n_k, d, out_b);
+                CHECK(all_close(out, out_b, (size_t)(n_q * d), 2e-6f), "%s mix %d %d %d", k->isa, n_q, n_k, d);
+                free(q), free(rows), free(keep), free(out), free(a), free(b), free(out_b);
+            }
+}
+
+static void test_exp(const lc_kernels *k) {
+    enum { N = 4096 };
+    float *a = take(N * 4), *b = take(N * 4);
+    for (int i = 0; i < N; i++) a[i] = b[i] = -100.0f * (float)i / N;
+    const float sum_a = k->exp_sum(a, N, 0), sum_b = ref.exp_sum(b, N, 0);
+    for (int i = 0; i < N; i++) /* far down a kernel may give 0 */
+        CHECK(fabsf(a[i] - b[i]) <= 3e-7f * b[i] + 2e-38f, "%s exp(%g) is %g", k->isa, -100.0 * i / N, (double)a[i]);
+    CHECK(fabsf(sum_a - sum_b) <= 1e-6f * sum_b, "%s sum of exp", k->isa);
+    free(a), free(b);
+}
+
+static void test_float_dots(const lc_kernels *k) {
+    const lc_float_tile_fn mine[] = {k->dot_f32, k->dot_f16, k->dot_bf16}, plain[] = {ref.dot_f32, ref.dot_f16, ref.dot_bf16};
+    for (int type = 0; type < 3; type++)
+        for (int i = 0; i < N_LENGTHS; i++) {
+            const int n = LENGTHS[i], n_rows = 1 + i % 6, n_tokens = 1 + i * 5 % 7, size = type == 0 ? 4 : 2;
+            uint8_t *rows = take((size_t)(n_rows * n * size));
+            for (int j = 0; j < n_rows * n; j++) {
+                const float w = random_float();
+                const uint16_t bits = type == 1 ? lc_float_to_half(w) : lc_float_to_bf16(w);
+                memcpy(rows + j * size, type == 0 ? (const void *)&w : &bits, (size_t)size);
+            }
+            float *x = random_floats((size_t)(n * n_tokens));
+            float *a = take((size_t)(n_rows * n_tokens) * 4), *b = take((size_t)(n_rows * n_tokens) * 4);
+            mine[type](rows, (size_t)(n * size), n_rows, x, (size_t)n, n_tokens, n, a, (size_t)n_rows);
+            plain[type](rows, (size_t)(n * size), n_rows, x, (size_t)n, n_tokens, n, b, (size_t)n_rows);
+            CHECK(all_close(a, b, (size_t)(n_rows * n_tokens), 2e-6f), "%s dot type %d length %d", k->isa, type, n);
+            free(rows), free(x), free(a), free(b);
+        }
+}
+
+/* Rounded activations of `n_tokens` tokens in memory of just the right size. */
+static lc_q8_store rounded(const lc_kernels *k, const float *x, int n_tokens, int n) {
+    lc_q8_store store = {take(lc_q8_bytes(k, n_tokens, n)), n_tokens, n};
+    for (int t = 0; t < n_tokens; t++) {
+        const lc_q8_block block = lc_q8_block_at(k, &store, t / k->tile_tokens);
+        k->quantize_q8(x + (size_t)t * (size_t)n, n, &block, t % k->tile_tokens);
+    }
+    return store;
+}
+
+static void test_quantize_q8(const lc_kernels *k) {
+    enum { N = 192 };
+    float x[N];
+    for (int i = 0; i < N; i++) x[i] = i < 32 ? 0 : i < 64 ? (float)(i - 48) * 0.5f : random_float();
+    x[100] = 100;
+    lc_kernels alone = *k, plain = ref;
+    alone.tile_tokens = plain.tile_tokens = 1;
+    lc_q8_store a = rounded(&alone, x, 1, N), b = rounded(&plain, x, 1, N);
+    const lc_q8_block mine = lc_q8_block_at(&alone, &a, 0), theirs = lc_q8_block_at(&plain, &b, 0);
+    CHECK(memcmp(mine.codes, theirs.codes, N) == 0, "%s codes", k->isa);
+    CHECK(memcmp(mine.scales, theirs.scales, N / 32 * 4) == 0, "%s scales", k->isa);
+    CHECK(memcmp(mine.sums32, theirs.sums32, N / 32 * 4) == 0, "%s sums32", k->isa);
+    CHECK(memcmp(mine.sums16, theirs.sums16, N / 16 * 4) == 0, "%s sums16", k->isa);
+    for (int g = 0; g < N / 16; g++) {
+        int sum = 0;
+        for (int i = 0; i < 16; i++) sum += mine.codes[16 * g + i];
+        CHECK(mine.bias16[g] == -k->code_bias * sum, "%s bias16", k->isa);
+    }
+    free(a.memory), free(b.memory);
+}
+
+/* Random blocks with scales that are finite and not large. */
+static uint8_t *random_weight(const lc_format *format, int32_t type, size_t n_blocks) {
+    uint8_t *data = take(n_blocks * (size_t)format->bytes);
+    for (size_t i = 0; i < n_blocks * (size_t)format->bytes; i++) data[i] = (uint8_t)random_bits();
+    for (size_t i = 0; i < n_blocks; i++) {
+        uint8_t *block = data + i * (size_t)format->bytes;
+        const uint16_t d = lc_float_to_half(random_float() / 16);
+        size_t at = 0, n = 1;
+        switch (type) {
+        case LC_TYPE_F32: {
+            const float w = random_float();
+            memcpy(block, &w, 4);
+            continue;
+        }
+        case LC_TYPE_Q4_1:
+        case LC_TYPE_Q5_1:
+        case LC_TYPE_Q4_K:
+        case LC_TYPE_Q5_K: n = 2; break;
+        case LC_TYPE_Q2_K: at = offsetof(lc_block_q2_k, d), n = 2; break;
+        case LC_TYPE_Q3_K: at = offsetof(lc_block_q3_k, d); break;
+        case LC_TYPE_Q6_K: at = offsetof(lc_block_q6_k, d); break;
+        case LC_TYPE_TQ1_0: at = offsetof(lc_block_tq1_0, d); break;
+        case LC_TYPE_TQ2_0: at = offsetof(lc_block_tq2_0, d); break;
+        case LC_TYPE_MXFP4: block[0] = (uint8_t)(120 + block[0] % 8); continue;
+        case LC_TYPE_NVFP4: continue;
+        case LC_TYPE_IQ1_M: block[51] &= 0x3F, block[53] &= 0x3F, block[55] &= 0x3F; continue;
+        default: break;
+        }
+        for (size_t j = 0; j < n; j++) memcpy(block + at + 2 * j, &d, 2);
+    }
+    return data;
+}
+
+static void test_matmul(const lc_kernels *k, const lc_format *format, int32_t type, const int8_t *grid) {
+    const int n_in = format->elems == 1 ? 70 : format->elems * (1280 / format->elems) + format->elems;
+    const int n_out = 37, max_tokens = 27;
+    uint8_t *data = random_weight(format, type, (size_t)n_out * (size_t)(n_in / format->elems));
+    const lc_weight weight = {data, grid, type, n_out, n_in};
+    float *x = random_floats((size_t)(max_tokens * n_in));
+    const lc_kernels *both[] = {k, &ref};
+    for (int n_tokens = 1; n_tokens <= max_tokens; n_tokens += n_tokens < 14 ? 1 : 13) {
+        float *c[2], *at_once = NULL;
+        for (int i = 0; i < 2; i++) {
+            lc_q8_store q8 = {NULL, n_tokens, n_in};
+            if (format->is_q8) q8 = rounded(both[i], x, n_tokens, n_in);
+            const size_t c_size = (size_t)max_tokens * LC_CHUNK_ROWS;
+            lc_matmul_scratch scratch = {lc_alloc(LC_CHUNK_ROWS / (size_t)both[i]->tile_rows * lc_panel_bytes(both[i])),
+                                         {NULL, NULL}, take(LC_FLOAT_ROWS * (size_t)n_in * 4)};
+            memset(scratch.panels, 0xFF, LC_CHUNK_ROWS / (size_t)both[i]->tile_rows * lc_panel_bytes(both[i]));
+            c[i] = take(c_size * 4);
+            memset(c[i], 0xFF, c_size * 4);
+            lc_matmul_chunk(both[i], &weight, 0, n_out, &q8, x, n_tokens, &scratch, c[i]);
+            if (i == 0) { /* rows from the middle give the same bits */
+                at_once = take(c_size * 4);
+                lc_matmul_chunk(k, &weight, 13, n_out - 13, &q8, x, n_tokens, &scratch, at_once);
+            }
+            free(q8.memory), lc_free(scratch.panels), free(scratch.rows);
+        }
+        for (int t = 0; t < n_tokens; t++) {
+            const float *a = c[0] + t * LC_CHUNK_ROWS, *b = c[1] + t * LC_CHUNK_ROWS;
+            CHECK(all_close(a, b, (size_t)n_out, 1e-5f), "%s %s, token %d of %d", k->isa, format->name, t, n_tokens);
+            CHECK(memcmp(a + 13, at_once + t * LC_CHUNK_ROWS, (size_t)(n_out - 13) * 4) == 0, "%s %s: rows", k->isa, format->name);
+        }
+        free(c[0]), free(c[1]), free(at_once);
+    }
+    free(data), free(x);
+}
+
+int main(void) {
+    lc_kernels_ref(&ref);
+    int8_t grid[2048 * 8];
+    for (size_t i = 0; i < sizeof grid; i++) grid[i] = (int8_t)(random_bits() % 13);
+    for (int isa = 0; isa < lc_isa_count(); isa++) {
+        printf("%s: %s\n", lc_isa_name(isa), lc_isa_missing(isa) ? lc_isa_missing(isa) : "testing");
+        lc_kernels kernels;
+        if (lc_isa_select(lc_isa_name(isa), &kernels) != LC_OK) continue;
+        CHECK(strcmp(kernels.isa, lc_isa_name(isa)) == 0, "the table of %s", lc_isa_name(isa));
+        CHECK(LC_CHUNK_ROWS % kernels.tile_rows == 0 && kernels.tile_rows <= LC_MAX_TILE_ROWS, "tile rows");
+        test_rows(&kernels);
+        test_not_finite(&kernels);
+        test_rope(&kernels);
+        test_attention(&kernels);
+        test_exp(&kernels);
+        test_float_dots(&kernels);
+        test_quantize_q8(&kernels);
+        for (int32_t type = 0; type < LC_TYPE_END; type++)
+            if (lc_format_of(type) != NULL) test_matmul(&kernels, lc_format_of(type), type, grid);
+    }
+    printf(n_failed ? "%d checks failed\n" : "all checks passed\n", n_failed);
+    return n_failed != 0;
+}
