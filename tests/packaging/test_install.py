@@ -93,15 +93,15 @@ def equipped(tmp_path: Path) -> Machine:
 
 
 def check_files(names: Sequence[str], *, native: bool) -> None:
-    """Nothing but the package, and all of it."""
-    package = [name for name in names if not re.match(r"localcoder_runtime-[^/]+\.dist-info/|\.\./", name)]
-    assert all(name.startswith("localcoder/") for name in package)
-    sources = {path.relative_to(ROOT).as_posix() for path in (ROOT / "localcoder").rglob("*.py")}
-    data = {path.relative_to(ROOT).as_posix() for path in (ROOT / "localcoder" / "data").glob("*.gguf")}
-    others = set(package) - sources - data - {"localcoder/py.typed"}
-    assert data, "the embedded model is missing from the sources"
-    assert sources | data | {"localcoder/py.typed"} <= set(package)
-    built = sorted(name for name in others if not name.endswith(".pyc"))
+    """The whole package, the C core if there should be one, and nothing else."""
+    found = {name for name in names if not re.match(r"localcoder_runtime-[^/]+\.dist-info/|\.\./|.*\.pyc$", name)}
+    sources = {
+        path.relative_to(ROOT).as_posix()
+        for path in (ROOT / "localcoder").rglob("*")
+        if path.is_file() and not {"__pycache__", "_native"} & set(path.parts)
+    }
+    assert {"localcoder/py.typed", "localcoder/data/python-9m.gguf"} <= sources <= found
+    built = sorted(found - sources)
     if native:
         library, header = built
         assert LIBRARY.fullmatch(library)
