@@ -18,7 +18,7 @@ Q8_GROUP = 32
 
 def quantize_q8(x: Float32) -> tuple[Float32, NDArray[np.int8]]:
     """float32 [..., n] -> (scales float32 [..., n/32], codes int8 [..., n]). n must be a multiple of 32."""
-    groups = np.ascontiguousarray(x, np.float32).reshape(*x.shape[:-1], -1, Q8_GROUP)
+    groups = np.ascontiguousarray(x, np.float32).reshape(*x.shape[:-1], x.shape[-1] // Q8_GROUP, Q8_GROUP)
     extreme = np.abs(groups).max(axis=-1)
     inverse = np.float32(127) * reciprocal_or_zero(extreme)
     codes = np.rint(groups * inverse[..., None]).astype(np.int8).reshape(x.shape)
