@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import logging
 import subprocess
 import sys
@@ -204,3 +205,21 @@ def test_importing_costs_nothing():
     code = "import sys, localcoder; print(sorted({'numpy', 'numba', 'click', 'tokenizers', 'rich'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_without_a_path_the_embedded_model_writes_code():
+    with Coder() as coder:
+        assert coder.path.name == "python-9m.gguf"
+        assert coder.notes == []
+        text = coder.complete(
+            "class Stack:\n    def __init__(self):\n        self.items = []\n\n    def", max_tokens=24
+        )
+    assert "self" in text
+
+
+def test_the_examples_in_the_documentation():
+    import localcoder.coder
+
+    failed, tried = doctest.testmod(localcoder.coder)
+    assert tried >= 8
+    assert not failed

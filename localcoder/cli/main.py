@@ -1,7 +1,7 @@
 """The command `localcoder`: finds the subcommand, and turns every failure into one line and an exit code.
 
-Exit codes: 0 done, 2 an error that the message explains, 130 interrupted with Ctrl-C, 141 the reader of our output went
-away.
+Exit codes: 0 done, 1 the reader of our output went away, 2 an error that the message explains, 130 interrupted with
+Ctrl-C.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import errno
 import importlib
 import io
 import logging
-import os
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -27,14 +26,15 @@ COMMANDS = {
     "convert": "Convert a Hugging Face checkpoint into a GGUF file.",
     "inspect": "Show what is in a GGUF file.",
     "tokenize": "Turn text into token ids.",
+    "imatrix": "Collect an importance matrix for the quantizers by running MODEL over a text.",
     "perplexity": "Measure how well a model predicts a text.",
     "compare": "Compare the weights of two GGUF files, tensor by tensor.",
     "bench": "Measure speed: prefill and decode.",
     "devices": "Show what this machine can compute with, and what is used.",
 }
+EXIT_BROKEN_PIPE = 1
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 128 + 2
-EXIT_BROKEN_PIPE = 128 + 13
 
 
 class CommandLine(click.Group):
@@ -96,10 +96,8 @@ def _fail(message: str) -> int:
 
 
 def _fail_os(error: OSError) -> int:
-    if error.errno == errno.EPIPE or isinstance(error, BrokenPipeError):
-        # Python flushes stdout once more at exit, and would complain then.
-        with contextlib.suppress(OSError, ValueError, io.UnsupportedOperation):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if error.errno == errno.EPIPE:  # on a last flush; click sees to those before
+        sys.stdout = click.utils.PacifyFlushWrapper(sys.stdout)  # Python flushes once more at exit
         return EXIT_BROKEN_PIPE
     problem = error.strerror or str(error)
     return _fail(f"{error.filename}: {problem}" if error.filename else problem)

@@ -23,7 +23,7 @@ def test_help(cli, flag):
     result = cli(flag)
     assert result.code == 0
     for name, text in COMMANDS.items():
-        assert re.search(rf"^  {name} +{re.escape(text)}$", result.out, re.MULTILINE)
+        assert f"{name} {text}" in " ".join(result.out.split())
         assert f"localcoder {name}" in cli(name, flag).out
 
 

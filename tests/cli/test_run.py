@@ -262,3 +262,11 @@ def test_stdout_is_utf8_whatever_the_locale(start, model):
     out, err = process.communicate(timeout=30)
     assert (process.returncode, err) == (0, b"")
     assert not out.decode().isascii()
+
+
+def test_without_a_model_the_embedded_one_answers(start):
+    process = start("run", "--max-tokens", 8)
+    out, err = process.communicate(b"import os\nimport s")
+    with Coder() as coder:
+        expected = coder.complete("import os\nimport s", max_tokens=8)
+    assert (process.returncode, out.decode(), err) == (0, expected, b"")
