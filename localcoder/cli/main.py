@@ -13,9 +13,10 @@ import io
 import logging
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TextIO, cast
 
 import click
+from click.utils import PacifyFlushWrapper
 
 from localcoder.cli.messages import show_error, show_note
 from localcoder.errors import LocalcoderError
@@ -97,7 +98,7 @@ def _fail(message: str) -> int:
 
 def _fail_os(error: OSError) -> int:
     if error.errno == errno.EPIPE:  # on a last flush; click sees to those before
-        sys.stdout = click.utils.PacifyFlushWrapper(sys.stdout)  # Python flushes once more at exit
+        sys.stdout = cast(TextIO, PacifyFlushWrapper(sys.stdout))  # Python flushes once more at exit
         return EXIT_BROKEN_PIPE
     problem = error.strerror or str(error)
     return _fail(f"{error.filename}: {problem}" if error.filename else problem)
