@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from localcoder.backends.program import KVShape, Program, Step
+from localcoder.quants.search import quantize_best
 from localcoder.quants.spec import Bytes, Float32, QuantType
 
 
@@ -75,6 +76,10 @@ class Backend(ABC):
     @abstractmethod
     def quantize(self, qtype: QuantType, x: Float32) -> Bytes:
         """float32 [n_rows, n] -> uint8 [n_rows, row_bytes], on all threads; equal to `qtype.quantize`."""
+
+    def quantize_best(self, qtype: QuantType, x: Float32, weights: Float32 | None = None) -> Bytes:
+        """float32 [n_rows, n] -> uint8 [n_rows, row_bytes], searched; equal to `quants.search.quantize_best`."""
+        return quantize_best(qtype, x, weights)
 
     def close(self) -> None:  # noqa: B027  (nothing to stop, by default)
         """Stops the backend's threads."""

@@ -44,7 +44,8 @@ def quantize_best(qtype: QuantType, x: Float32, weights: Float32 | None = None) 
             the ratios within a row matter. None: all equal.
 
     Raises:
-        OptionError: a row is not a whole number of blocks, the weights do not fit, or the format is only read.
+        OptionError: a row is not a whole number of blocks, a value is not finite, the weights do not fit, or the
+            format is only read.
     """
     n_rows, n = x.shape
     row_bytes = qtype.row_bytes(n)
@@ -53,9 +54,10 @@ def quantize_best(qtype: QuantType, x: Float32, weights: Float32 | None = None) 
             raise OptionError(f"{qtype.name}: can be read but not written")
         return qtype.quantize(x)
     x = np.ascontiguousarray(x, np.float32)
-    normal = np.ones((1, n), np.float32) if weights is None else _normalized(weights, x.shape)
+    check_finite(x)
+    normal = np.ones((1, n), np.float32) if weights is None else normalized_weights(weights, x.shape)
     out = np.empty((n_rows, row_bytes), np.uint8)
-    rows = max(1, _CHUNK_ELEMS // n)
+    rows = max(1, _CHUNK_ELEMS // max(n, 1))
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         for start in range(0, n_rows, rows):
             part = x[start : start + rows]
@@ -71,8 +73,20 @@ def _columns(x: Float32, qtype: QuantType) -> Float32:
     return np.ascontiguousarray(x.reshape(-1, qtype.block_elems).T)
 
 
-def _normalized(weights: Float32, shape: tuple[int, ...]) -> Float32:
-    """[1 or n_rows, n], with mean 1 in every row; a row of zeros becomes ones."""
+def check_finite(x: Float32) -> None:
+    """OptionError naming the first of the values [n_rows, n] that is not finite."""
+    if np.isfinite(x).all():
+        return
+    row, column = np.argwhere(~np.isfinite(x))[0]
+    raise OptionError(f"the value in row {row}, column {column} is {x[row, column]}: only finite values can be rounded")
+
+
+def normalized_weights(weights: Float32, shape: tuple[int, ...]) -> Float32:
+    """Weights as given to `quantize_best` -> [1 or n_rows, n] with mean 1 in every row; a row of zeros becomes ones.
+
+    Raises:
+        OptionError: they do not fit values of `shape`, or one of them is negative or not finite.
+    """
     weights = np.asarray(weights, np.float64)
     if weights.shape not in (shape, shape[1:]):
         raise OptionError(f"weights of shape {weights.shape} for values of shape {shape}")

@@ -111,8 +111,8 @@ def ratio_or_zero(a: Float32, b: Float32) -> Float32:
 
 
 def to_half(x: Float32) -> Float32:
-    """The nearest finite half-precision value, as float32."""
-    return np.clip(x, -LARGEST_HALF, LARGEST_HALF).astype(np.float16).astype(np.float32)
+    """The nearest finite half-precision value, as float32; zero is never negative."""
+    return np.clip(x, -LARGEST_HALF, LARGEST_HALF).astype(np.float16).astype(np.float32) + np.float32(0)
 
 
 def extreme(x: Float32) -> Float32:

@@ -179,6 +179,14 @@ def test_bad_weights(weights):
         quantize_best(by_name("q4_k"), normal(n_rows=2), weights)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_values_that_are_not_finite(value):
+    x = normal(n_rows=3)
+    x[1, 300] = value
+    with pytest.raises(OptionError, match=f"row 1, column 300 is {value}"):
+        quantize_best(by_name("q4_0"), x)
+
+
 def test_rows_that_are_not_whole_blocks():
     with pytest.raises(OptionError, match="not a multiple of 256"):
         quantize_best(by_name("q4_k"), np.zeros((1, 288), np.float32))
