@@ -11,12 +11,12 @@ import errno
 import importlib
 import io
 import logging
+import os
 import sys
 from collections.abc import Iterator
-from typing import Any, TextIO, cast
+from typing import Any
 
 import click
-from click.utils import PacifyFlushWrapper
 
 from localcoder.cli.messages import show_error, show_note
 from localcoder.errors import LocalcoderError
@@ -98,7 +98,8 @@ def _fail(message: str) -> int:
 
 def _fail_os(error: OSError) -> int:
     if error.errno == errno.EPIPE:  # on a last flush; click sees to those before
-        sys.stdout = cast(TextIO, PacifyFlushWrapper(sys.stdout))  # Python flushes once more at exit
+        with contextlib.suppress(OSError):  # Python flushes once more at exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_BROKEN_PIPE
     problem = error.strerror or str(error)
     return _fail(f"{error.filename}: {problem}" if error.filename else problem)
