@@ -7,7 +7,11 @@
 #include "half.h"
 #include "thread_pool.h"
 
-static float reciprocal_or_zero(float d) { return d == 0.0f ? 0.0f : 1.0f / d; }
+/* 1 / d, or 0 where that has no finite value. */
+static float reciprocal_or_zero(float d) {
+    const float inverse = 1.0f / d;
+    return isfinite(inverse) ? inverse : 0.0f;
+}
 
 /* The integer nearest to what a format can hold; a NaN gives 0. */
 static int to_code(float x, int low, int high) {

@@ -34,6 +34,12 @@ typedef struct lc_q8_block {
     float *sums16;   /* [n / 16][n_tokens] */
 } lc_q8_block;
 
+/* What activations are multiplied by before rounding; 0 where the group is zero or too small to be scaled up. */
+static inline float lc_q8_inverse(float extreme) {
+    const float inverse = 127.0f * (1.0f / extreme);
+    return inverse <= 0x1.fffffep127f ? inverse : 0.0f;
+}
+
 /* tile_rows rows of weights, unpacked; n <= LC_PANEL_ELEMS values each. */
 typedef struct lc_panel {
     uint8_t *codes; /* [n / 4][tile_rows][4]; code + code_bias where the format has no minimum, else the code */

@@ -42,7 +42,7 @@ static void quantize_q8(const float *x, int n, const lc_q8_block *block, int t) 
         }
         const float top = max_f32(extreme);
         const float scale = top / 127.0f + sum_f32(poison); /* NaN if a value is not finite */
-        const __m256 inverse = _mm256_set1_ps(top > 0 ? 127.0f * (1.0f / top) : 0.0f);
+        const __m256 inverse = _mm256_set1_ps(lc_q8_inverse(top));
         __m256i q[4];
         for (int i = 0; i < 4; i++) q[i] = _mm256_cvtps_epi32(_mm256_mul_ps(v[i], inverse));
         const int low = sum_i32(_mm256_add_epi32(q[0], q[1])), high = sum_i32(_mm256_add_epi32(q[2], q[3]));

@@ -16,7 +16,7 @@ static void quantize_q8(const float *x, int n, const lc_q8_block *block, int t) 
             if (magnitude > extreme) extreme = magnitude;
             poison += x[i] * 0.0f;
         }
-        const float inverse = extreme > 0 ? 127.0f * (1.0f / extreme) : 0.0f;
+        const float inverse = lc_q8_inverse(extreme);
         const float scale = extreme / 127.0f + poison;
         int sums[2] = {0, 0};
         for (int i = 0; i < LC_GROUP; i++) {

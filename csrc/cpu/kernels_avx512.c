@@ -1,0 +1,373 @@
+/* AVX-512 with VNNI. Tiles hold 16 rows in the lanes of a register and up to 12 tokens. */
+#include <immintrin.h>
+#include <math.h>
+#include <string.h>
+
+#include "kernel_table.h"
+#include "unpack_avx512.h"
+
+enum { TILE_TOKENS = 12 };
+
+/* --- q8 ------------------------------------------------------------------------------------------------------- */
+
+static void quantize_q8(const float *x, int n, const lc_q8_block *block, int t) {
+    const size_t stride = (size_t)block->n_tokens;
+    for (int g = 0; g < n / LC_GROUP; g++, x += LC_GROUP) {
+        const __m512 a = _mm512_loadu_ps(x), b = _mm512_loadu_ps(x + 16);
+        const float top = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(a), _mm512_abs_ps(b)));
+        const __m512 zero = _mm512_setzero_ps(); /* times a value that is not finite: NaN */
+        const float poison = _mm512_reduce_add_ps(_mm512_add_ps(_mm512_mul_ps(a, zero), _mm512_mul_ps(b, zero)));
+        const float scale = top / 127.0f + poison;
+        const __m512 inverse = _mm512_set1_ps(lc_q8_inverse(top));
+        const __m512i qa = _mm512_cvtps_epi32(_mm512_mul_ps(a, inverse));
+        const __m512i qb = _mm512_cvtps_epi32(_mm512_mul_ps(b, inverse));
+        int32_t codes[8];
+        _mm_storeu_si128((__m128i *)codes, _mm512_cvtsepi32_epi8(qa));
+        _mm_storeu_si128((__m128i *)(codes + 4), _mm512_cvtsepi32_epi8(qb));
+        int8_t *to = block->codes + ((size_t)g * 8 * stride + (size_t)t) * 4;
+        for (int i = 0; i < 8; i++) memcpy(to + (size_t)i * stride * 4, &codes[i], 4);
+        const int low = _mm512_reduce_add_epi32(qa), high = _mm512_reduce_add_epi32(qb);
+        const size_t at = (size_t)g * stride + (size_t)t, at16 = 2 * (size_t)g * stride + (size_t)t;
+        block->scales[at] = scale;
+        block->bias32[at] = -CODE_BIAS * (low + high);
+        block->bias16[at16] = -CODE_BIAS * low;
+        block->bias16[at16 + stride] = -CODE_BIAS * high;
+        block->sums32[at] = scale * (float)(low + high);
+        block->sums16[at16] = scale * (float)low;
+        block->sums16[at16 + stride] = scale * (float)high;
+    }
+}
+
+/* sum += 16 rows' next four codes times the four of one token, which the instruction broadcasts from memory; no
+ * intrinsic says that. */
+#define DOT4(sum, w, four) \
+    __asm__("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(w), "m"(*(const int32_t *)(const void *)(four)))
+
+/* M(t) for each token of a tile of N. Named variables instead of arrays, which the compiler would keep in memory. */
+#define TOKENS_1(M) M(0)
+#define TOKENS_2(M) TOKENS_1(M) M(1)
+#define TOKENS_3(M) TOKENS_2(M) M(2)
+#define TOKENS_4(M) TOKENS_3(M) M(3)
+#define TOKENS_5(M) TOKENS_4(M) M(4)
+#define TOKENS_6(M) TOKENS_5(M) M(5)
+#define TOKENS_7(M) TOKENS_6(M) M(6)
+#define TOKENS_8(M) TOKENS_7(M) M(7)
+#define TOKENS_9(M) TOKENS_8(M) M(8)
+#define TOKENS_10(M) TOKENS_9(M) M(9)
+#define TOKENS_11(M) TOKENS_10(M) M(10)
+#define TOKENS_12(M) TOKENS_11(M) M(11)
+
+#define LOAD_TOTAL(t) __m512 total##t = _mm512_loadu_ps(c + (t) * ldc);
+#define START_SUM(t) __m512i sum##t = has_min ? _mm512_setzero_si512() : _mm512_set1_epi32(bias[t]);
+#define ADD_DOT(t) DOT4(sum##t, w, a + 4 * (t));
+#define ADD_SCALED(t)                                                                                         \
+    total##t = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum##t), _mm512_mul_ps(scale, _mm512_set1_ps(a_scale[t])), \
+                               total##t);
+#define SUBTRACT_MIN(t) total##t = _mm512_fnmadd_ps(min, _mm512_set1_ps(a_sum[t]), total##t);
+#define STORE_TOTAL(t) _mm512_storeu_ps(c + (t) * ldc, total##t);
+
+#define DEFINE_TILE_OF(name, N)                                                                                   \
+    INLINE void name##_##N(const lc_panel *panel, const lc_q8_block *x, int n, float *c, int ldc, int sub,        \
+                           int has_min) {                                                                         \
+        const uint8_t *codes = panel->codes;                                                                      \
+        const int8_t *a = x->codes;                                                                               \
+        TOKENS_##N(LOAD_TOTAL)                                                                                    \
+        for (int s = 0; s < n / sub; s++) {                                                                       \
+            const int32_t *bias = (sub == 32 ? x->bias32 : x->bias16) + s * N;                                    \
+            (void)bias;                                                                                           \
+            TOKENS_##N(START_SUM)                                                                                 \
+            for (int k = 0; k < sub / 4; k++, codes += 4 * TILE_ROWS, a += 4 * N) {                               \
+                const __m512i w = _mm512_loadu_si512(codes);                                                      \
+                TOKENS_##N(ADD_DOT)                                                                               \
+            }                                                                                                     \
+            const __m512 scale = _mm512_loadu_ps(panel->scales + s * TILE_ROWS);                                  \
+            const float *a_scale = x->scales + s * sub / LC_GROUP * N;                                            \
+            TOKENS_##N(ADD_SCALED)                                                                                \
+            if (has_min) {                                                                                        \
+                const __m512 min = _mm512_loadu_ps(panel->mins + s * TILE_ROWS);                                  \
+                const float *a_sum = (sub == 32 ? x->sums32 : x->sums16) + s * N;                                 \
+                TOKENS_##N(SUBTRACT_MIN)                                                                          \
+            }                                                                                                     \
+        }                                                                                                         \
+        TOKENS_##N(STORE_TOTAL)                                                                                   \
+    }
+DEFINE_TILE_OF(tile, 1)
+DEFINE_TILE_OF(tile, 2)
+DEFINE_TILE_OF(tile, 3)
+DEFINE_TILE_OF(tile, 4)
+DEFINE_TILE_OF(tile, 5)
+DEFINE_TILE_OF(tile, 6)
+DEFINE_TILE_OF(tile, 7)
+DEFINE_TILE_OF(tile, 8)
+DEFINE_TILE_OF(tile, 9)
+DEFINE_TILE_OF(tile, 10)
+DEFINE_TILE_OF(tile, 11)
+DEFINE_TILE_OF(tile, 12)
+
+#define DEFINE_TILE(name, sub, has_min)                                                       \
+    static void name(const lc_panel *panel, const lc_q8_block *x, int n, float *c, int ldc) { \
+        switch (x->n_tokens) {                                                                \
+        case 1: tile_1(panel, x, n, c, ldc, sub, has_min); break;                             \
+        case 2: tile_2(panel, x, n, c, ldc, sub, has_min); break;                             \
+        case 3: tile_3(panel, x, n, c, ldc, sub, has_min); break;                             \
+        case 4: tile_4(panel, x, n, c, ldc, sub, has_min); break;                             \
+        case 5: tile_5(panel, x, n, c, ldc, sub, has_min); break;                             \
+        case 6: tile_6(panel, x, n, c, ldc, sub, has_min); break;                             \
+        case 7: tile_7(panel, x, n, c, ldc, sub, has_min); break;                             \
+        case 8: tile_8(panel, x, n, c, ldc, sub, has_min); break;                             \
+        case 9: tile_9(panel, x, n, c, ldc, sub, has_min); break;                             \
+        case 10: tile_10(panel, x, n, c, ldc, sub, has_min); break;                           \
+        case 11: tile_11(panel, x, n, c, ldc, sub, has_min); break;                           \
+        default: tile_12(panel, x, n, c, ldc, sub, has_min);                                  \
+        }                                                                                     \
+    }
+DEFINE_TILE(tile_32, 32, 0)
+DEFINE_TILE(tile_16, 16, 0)
+DEFINE_TILE(tile_32_min, 32, 1)
+DEFINE_TILE(tile_16_min, 16, 1)
+
+/* --- float types ---------------------------------------------------------------------------------------------- */
+
+typedef __m512 (*load16_fn)(const uint8_t *, __mmask16);
+
+INLINE __m512 load16_f32(const uint8_t *p, __mmask16 m) { return _mm512_maskz_loadu_ps(m, p); }
+INLINE __m512 load16_f16(const uint8_t *p, __mmask16 m) { return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(m, p)); }
+INLINE __m512 load16_bf16(const uint8_t *p, __mmask16 m) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(m, p)), 16));
+}
+
+INLINE __mmask16 first(int n) { return (__mmask16)(n >= 16 ? 0xFFFF : (1u << n) - 1); }
+
+/* A block of n_rows x n_tokens sums, both at most 4. */
+INLINE void dot_block(const uint8_t *rows, size_t row_bytes, const float *x, size_t ldx, int n, float *y, size_t ldy,
+                      int n_rows, int n_tokens, load16_fn load, size_t size) {
+    __m512 sum[4][4];
+    for (int r = 0; r < n_rows; r++)
+        for (int t = 0; t < n_tokens; t++) sum[r][t] = _mm512_setzero_ps();
+    for (int i = 0; i < n; i += 16) {
+        const __mmask16 m = first(n - i);
+        __m512 w[4];
+        for (int r = 0; r < n_rows; r++) w[r] = load(rows + (size_t)r * row_bytes + (size_t)i * size, m);
+        for (int t = 0; t < n_tokens; t++) {
+            const __m512 v = _mm512_maskz_loadu_ps(m, x + (size_t)t * ldx + i);
+            for (int r = 0; r < n_rows; r++) sum[r][t] = _mm512_fmadd_ps(w[r], v, sum[r][t]);
+        }
+    }
+    for (int r = 0; r < n_rows; r++)
+        for (int t = 0; t < n_tokens; t++) y[(size_t)t * ldy + (size_t)r] = _mm512_reduce_add_ps(sum[r][t]);
+}
+
+INLINE void dot_rows(const uint8_t *rows, size_t row_bytes, int n_rows, const float *x, size_t ldx, int n_tokens, int n,
+                     float *y, size_t ldy, load16_fn load, size_t size) {
+    int r = 0;
+    for (; r + 4 <= n_rows; r += 4, rows += 4 * row_bytes, y += 4) {
+        int t = 0;
+        for (; t + 4 <= n_tokens; t += 4)
+            dot_block(rows, row_bytes, x + (size_t)t * ldx, ldx, n, y + (size_t)t * ldy, ldy, 4, 4, load, size);
+        for (; t < n_tokens; t++)
+            dot_block(rows, row_bytes, x + (size_t)t * ldx, ldx, n, y + (size_t)t * ldy, ldy, 4, 1, load, size);
+    }
+    for (; r < n_rows; r++, rows += row_bytes, y++)
+        for (int t = 0; t < n_tokens; t++)
+            dot_block(rows, row_bytes, x + (size_t)t * ldx, ldx, n, y + (size_t)t * ldy, ldy, 1, 1, load, size);
+}
+
+#define DEFINE_DOT(name, load, size)                                                                              \
+    static void name(const uint8_t *rows, size_t row_bytes, int n_rows, const float *x, size_t ldx, int n_tokens, \
+                     int n, float *y, size_t ldy) {                                                               \
+        dot_rows(rows, row_bytes, n_rows, x, ldx, n_tokens, n, y, ldy, load, size);                               \
+    }
+DEFINE_DOT(dot_f32, load16_f32, 4)
+DEFINE_DOT(dot_f16, load16_f16, 2)
+DEFINE_DOT(dot_bf16, load16_bf16, 2)
+
+/* --- rows ----------------------------------------------------------------------------------------------------- */
+
+static void rms_norm(const float *x, const float *weight, int n, double eps, float *out) {
+    __m512d sum = _mm512_setzero_pd();
+    for (int i = 0; i < n; i += 8) {
+        const __mmask8 m = (__mmask8)first(n - i);
+        const __m512d v = _mm512_cvtps_pd(_mm256_maskz_loadu_ps(m, x + i));
+        sum = _mm512_fmadd_pd(v, v, sum);
+    }
+    const __m512 inverse = _mm512_set1_ps((float)(1.0 / sqrt(_mm512_reduce_add_pd(sum) / n + eps)));
+    for (int i = 0; i < n; i += 16) {
+        const __mmask16 m = first(n - i);
+        const __m512 v = _mm512_mul_ps(_mm512_maskz_loadu_ps(m, x + i), inverse);
+        _mm512_mask_storeu_ps(out + i, m, _mm512_mul_ps(v, _mm512_maskz_loadu_ps(m, weight + i)));
+    }
+}
+
+static void rope(const float *x, const float *cos, const float *sin, int n_head, int head_dim, float *out) {
+    const __m512i twice = _mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
+    for (int i = 0; i < head_dim; i += 16) {
+        const __mmask16 m = first(head_dim - i);
+        const __mmask8 half = (__mmask8)first((head_dim - i + 1) / 2);
+        const __m512 c = _mm512_permutexvar_ps(twice, _mm512_castps256_ps512(_mm256_maskz_loadu_ps(half, cos + i / 2)));
+        const __m512 s = _mm512_permutexvar_ps(twice, _mm512_castps256_ps512(_mm256_maskz_loadu_ps(half, sin + i / 2)));
+        for (int h = 0; h < n_head; h++) {
+            const __m512 v = _mm512_maskz_loadu_ps(m, x + h * head_dim + i);
+            const __m512 swapped = _mm512_permute_ps(v, 0xB1); /* even · cos - odd · sin, odd · cos + even · sin */
+            _mm512_mask_storeu_ps(out + h * head_dim + i, m, _mm512_fmaddsub_ps(v, c, _mm512_mul_ps(swapped, s)));
+        }
+    }
+}
+
+/* e^x to about one unit in the last place: 2^k times a polynomial in the rest, k = round(x / ln 2). Far below it is 0;
+ * NaN stays NaN. */
+INLINE __m512 exp16(__m512 x) {
+    const __m512 v = _mm512_max_ps(_mm512_set1_ps(-104.0f), _mm512_min_ps(_mm512_set1_ps(89.0f), x)); /* keep NaN */
+    const __m512 k = _mm512_roundscale_ps(_mm512_mul_ps(v, _mm512_set1_ps(1.44269504f)), 8);
+    __m512 r = _mm512_fnmadd_ps(k, _mm512_set1_ps(0.693359375f), v);
+    r = _mm512_fnmadd_ps(k, _mm512_set1_ps(-2.12194440e-4f), r);
+    __m512 p = _mm512_set1_ps(1.0f / 5040);
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f / 720));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f / 120));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f / 24));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f / 6));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.5f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f));
+    return _mm512_scalef_ps(p, k);
+}
+
+static void silu_mul(const float *gate, const float *up, int n, float *out) {
+    for (int i = 0; i < n; i += 16) {
+        const __mmask16 m = first(n - i);
+        const __m512 g = _mm512_maskz_loadu_ps(m, gate + i), u = _mm512_maskz_loadu_ps(m, up + i);
+        const __m512 e = exp16(_mm512_sub_ps(_mm512_setzero_ps(), g));
+        _mm512_mask_storeu_ps(out + i, m, _mm512_mul_ps(_mm512_div_ps(g, _mm512_add_ps(_mm512_set1_ps(1.0f), e)), u));
+    }
+}
+
+static void add(const float *a, const float *b, int n, float *out) {
+    for (int i = 0; i < n; i += 16) {
+        const __mmask16 m = first(n - i);
+        _mm512_mask_storeu_ps(out + i, m, _mm512_add_ps(_mm512_maskz_loadu_ps(m, a + i), _mm512_maskz_loadu_ps(m, b + i)));
+    }
+}
+
+static void half_to_float(const uint16_t *h, int n, float *x) {
+    for (int i = 0; i < n; i += 16) {
+        const __mmask16 m = first(n - i);
+        _mm512_mask_storeu_ps(x + i, m, _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(m, h + i)));
+    }
+}
+
+static void float_to_half(const float *x, int n, uint16_t *h) {
+    for (int i = 0; i < n; i += 16) {
+        const __mmask16 m = first(n - i);
+        _mm256_mask_storeu_epi16(h + i, m, _mm512_cvtps_ph(_mm512_maskz_loadu_ps(m, x + i), _MM_FROUND_TO_NEAREST_INT));
+    }
+}
+
+/* --- attention ------------------------------------------------------------------------------------------------ */
+
+INLINE void scores_block(const float *q, const float *k, int d, float scale, float *scores, int lds, int n_q, int n_k) {
+    __m512 sum[4][4];
+    for (int i = 0; i < n_q; i++)
+        for (int j = 0; j < n_k; j++) sum[i][j] = _mm512_setzero_ps();
+    for (int e = 0; e < d; e += 16) {
+        __m512 v[4];
+        for (int i = 0; i < n_q; i++) v[i] = _mm512_loadu_ps(q + i * d + e);
+        for (int j = 0; j < n_k; j++) {
+            const __m512 key = _mm512_loadu_ps(k + j * d + e);
+            for (int i = 0; i < n_q; i++) sum[i][j] = _mm512_fmadd_ps(v[i], key, sum[i][j]);
+        }
+    }
+    for (int i = 0; i < n_q; i++)
+        for (int j = 0; j < n_k; j++) scores[i * lds + j] = _mm512_reduce_add_ps(sum[i][j]) * scale;
+}
+
+INLINE void scores_rows(const float *q, const float *k, int n_k, int d, float scale, float *scores, int lds, int n_q) {
+    int j = 0;
+    for (; j + 4 <= n_k; j += 4) scores_block(q, k + j * d, d, scale, scores + j, lds, n_q, 4);
+    for (; j < n_k; j++) scores_block(q, k + j * d, d, scale, scores + j, lds, n_q, 1);
+}
+
+static void attend_scores(const float *q, int n_q, const float *k, int n_k, int d, float scale, float *scores,
+                          int lds) {
+    int i = 0;
+    for (; i + 4 <= n_q; i += 4) scores_rows(q + i * d, k, n_k, d, scale, scores + i * lds, lds, 4);
+    for (; i < n_q; i++) scores_rows(q + i * d, k, n_k, d, scale, scores + i * lds, lds, 1);
+}
+
+static float exp_sum(float *scores, int n, float max) {
+    const __m512 top = _mm512_set1_ps(max);
+    __m512 sum = _mm512_setzero_ps();
+    for (int i = 0; i < n; i += 16) {
+        const __m512 e = exp16(_mm512_sub_ps(_mm512_loadu_ps(scores + i), top));
+        _mm512_storeu_ps(scores + i, e);
+        sum = _mm512_add_ps(sum, e);
+    }
+    return _mm512_reduce_add_ps(sum);
+}
+
+/* n_q x 16 n_e values of the result stay in registers while the keys pass by. */
+INLINE void mix_block(const float *weights, int ldw, const float *keep, const float *v, int n_k, int d, float *out,
+                      int n_q, int n_e) {
+    __m512 sum[4][4];
+    for (int i = 0; i < n_q; i++)
+        for (int e = 0; e < n_e; e++)
+            sum[i][e] = _mm512_mul_ps(_mm512_loadu_ps(out + i * d + 16 * e), _mm512_set1_ps(keep[i]));
+    for (int j = 0; j < n_k; j++) {
+        __m512 value[4];
+        for (int e = 0; e < n_e; e++) value[e] = _mm512_loadu_ps(v + j * d + 16 * e);
+        for (int i = 0; i < n_q; i++) {
+            const __m512 weight = _mm512_set1_ps(weights[i * ldw + j]);
+            for (int e = 0; e < n_e; e++) sum[i][e] = _mm512_fmadd_ps(weight, value[e], sum[i][e]);
+        }
+    }
+    for (int i = 0; i < n_q; i++)
+        for (int e = 0; e < n_e; e++) _mm512_storeu_ps(out + i * d + 16 * e, sum[i][e]);
+}
+
+INLINE void mix_rows(const float *weights, int ldw, const float *keep, const float *v, int n_k, int d, float *out,
+                     int n_q) {
+    int e = 0;
+    for (; e + 64 <= d; e += 64) mix_block(weights, ldw, keep, v + e, n_k, d, out + e, n_q, 4);
+    for (; e < d; e += 16) mix_block(weights, ldw, keep, v + e, n_k, d, out + e, n_q, 1);
+}
+
+static void attend_mix(const float *weights, int ldw, const float *keep, int n_q, const float *v, int n_k, int d,
+                       float *out) {
+    int i = 0;
+    for (; i + 4 <= n_q; i += 4) mix_rows(weights + i * ldw, ldw, keep + i, v, n_k, d, out + i * d, 4);
+    for (; i < n_q; i++) mix_rows(weights + i * ldw, ldw, keep + i, v, n_k, d, out + i * d, 1);
+}
+
+void lc_kernels_avx512(lc_kernels *table) {
+    table->isa = "avx512";
+    table->tile_rows = TILE_ROWS;
+    table->tile_tokens = TILE_TOKENS;
+    table->code_bias = CODE_BIAS;
+    table->quantize_q8 = quantize_q8;
+    table->tile[0] = tile_32;
+    table->tile[1] = tile_16;
+    table->tile[2] = tile_32_min;
+    table->tile[3] = tile_16_min;
+    table->unpack_tile[LC_TYPE_Q4_0] = unpack_q4_0;
+    table->unpack_tile[LC_TYPE_Q4_1] = unpack_q4_1;
+    table->unpack_tile[LC_TYPE_Q5_0] = unpack_q5_0;
+    table->unpack_tile[LC_TYPE_Q5_1] = unpack_q5_1;
+    table->unpack_tile[LC_TYPE_Q8_0] = unpack_q8_0;
+    table->unpack_tile[LC_TYPE_Q2_K] = unpack_q2_k;
+    table->unpack_tile[LC_TYPE_Q3_K] = unpack_q3_k;
+    table->unpack_tile[LC_TYPE_Q4_K] = unpack_q4_k;
+    table->unpack_tile[LC_TYPE_Q5_K] = unpack_q5_k;
+    table->unpack_tile[LC_TYPE_Q6_K] = unpack_q6_k;
+    table->unpack_tile[LC_TYPE_IQ4_NL] = unpack_iq4_nl;
+    table->unpack_tile[LC_TYPE_IQ4_XS] = unpack_iq4_xs;
+    table->dot_f32 = dot_f32;
+    table->dot_f16 = dot_f16;
+    table->dot_bf16 = dot_bf16;
+    table->rms_norm = rms_norm;
+    table->rope = rope;
+    table->silu_mul = silu_mul;
+    table->add = add;
+    table->half_to_float = half_to_float;
+    table->float_to_half = float_to_half;
+    table->attend_scores = attend_scores;
+    table->exp_sum = exp_sum;
+    table->attend_mix = attend_mix;
+}
