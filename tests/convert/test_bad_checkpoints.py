@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -116,6 +118,31 @@ def test_missing_file(source, tmp_path, name):
     assert name in line
 
 
+def test_missing_shard(tmp_path, monkeypatch):
+    monkeypatch.setenv("LOCALCODER_BACKEND", "numpy")
+    save_checkpoint(tmp_path / "source", shard_bytes=60_000)
+    shard = sorted((tmp_path / "source").glob("*-of-*"))[1]
+    shard.unlink()
+    assert shard.name in refused(tmp_path / "source", tmp_path / "out.gguf")
+
+
+class Hostile:
+    """Unpickled without care, it writes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __reduce__(self):
+        return Path.touch, (self._path,)
+
+
+def test_malicious_pickle(source, tmp_path):
+    (source / "model.safetensors").unlink()
+    torch.save({Q: Hostile(tmp_path / "executed")}, source / "pytorch_model.bin")
+    assert "pytorch_model.bin" in refused(source, tmp_path / "out.gguf")
+    assert not (tmp_path / "executed").exists()
+
+
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors"])
 def test_truncated_file(source, tmp_path, name):
     whole = (source / name).read_bytes()
@@ -162,6 +189,25 @@ def test_output_folder_is_read_only(source, tmp_path):
     folder = tmp_path / "locked"
     folder.mkdir(mode=0o555)
     assert "locked" in refused(source, folder / "out.gguf")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs setrlimit")
+def test_disk_full(source, tmp_path):
+    """A limit on the size of files fails in the middle of the tensors, as a disk that fills up does."""
+    import resource
+
+    folder = tmp_path / "out"
+    folder.mkdir()
+    done = subprocess.run(
+        [sys.executable, "-m", "localcoder", "convert", str(source), str(folder / "out.gguf"), "--type", "f32"],
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, 150_000)),
+    )
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert "cannot be written" in done.stderr
+    assert list(folder.iterdir()) == []
 
 
 def test_output_named_like_a_part(source, tmp_path):

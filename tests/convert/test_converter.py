@@ -97,7 +97,7 @@ def test_tensors_are_those_of_the_checkpoint(tmp_path, shape):
 
 
 def test_metadata_is_what_llama_cpp_writes(tmp_path):
-    """Keys, types and values written by convert_hf_to_gguf.py for the same checkpoint."""
+    """The keys and value types that its converter writes for this architecture, from a config that has head_dim."""
     pytest.importorskip("transformers")
     save_checkpoint(tmp_path / "tiny-coder", n_head_kv=1)
     run(tmp_path / "tiny-coder", tmp_path / "out.gguf", "f16")
