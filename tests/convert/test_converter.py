@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from checkpoints import save_checkpoint
 
+from localcoder.backends.select import open_backend, usable_backends
 from localcoder.convert.converter import convert
 from localcoder.convert.recipes import recipe_by_name
 from localcoder.quants import QuantType
@@ -204,6 +205,19 @@ def test_same_bytes_again(tmp_path):
     for file in files:
         run(tmp_path / "source", file, "q4_0")
     assert files[0].read_bytes() == files[1].read_bytes()
+
+
+@pytest.mark.parametrize("backend", usable_backends())
+@pytest.mark.parametrize("type_name", ["bf16", "q8_0", "q4_0"])
+def test_same_bytes_on_every_backend(tmp_path, monkeypatch, backend, type_name):
+    pytest.importorskip("transformers")
+    monkeypatch.setenv("LOCALCODER_BACKEND", backend)
+    save_checkpoint(tmp_path / "source")
+    run(tmp_path / "source", tmp_path / "plain.gguf", type_name)
+    opened = open_backend(threads=2)
+    convert(tmp_path / "source", tmp_path / "out.gguf", recipe_by_name(type_name), quantize=opened.quantize)
+    opened.close()
+    assert (tmp_path / "plain.gguf").read_bytes() == (tmp_path / "out.gguf").read_bytes()
 
 
 def test_slices_do_not_show(tmp_path, monkeypatch):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 import numpy as np
 import pytest
 from checkpoints import load_tool
@@ -13,7 +15,7 @@ from localcoder.model.engine import Chunk, Engine
 from localcoder.quants.registry import BY_NAME
 
 tool = load_tool("make_checkpoint")
-SMALL = "--hidden 256 --layers 2 --heads 4 --kv-heads 2 --ff 512 --vocab 400 --ctx 64".split()
+SMALL = shlex.split("--hidden 256 --layers 2 --heads 4 --kv-heads 2 --ff 512 --vocab 400 --ctx 64")
 
 
 @pytest.mark.parametrize("type_name", BY_NAME)
