@@ -29,7 +29,7 @@ from localcoder.backends.program import (
     writes,
 )
 from localcoder.quants import by_name
-from localcoder.quants.activations import quantize_q8
+from localcoder.quants.activations import Q8_GROUP, quantize_q8
 from localcoder.quants.spec import Bytes, Float32, QuantTensor, QuantType
 
 
@@ -92,7 +92,9 @@ class ReferenceExecutable(Executable):
             x = values[op.x.id]
             if op.weight.qtype.activation == "q8":
                 scales, codes = quantize_q8(x)
-                x = np.multiply(scales[..., None], codes.reshape(*scales.shape, -1), dtype=np.float32).reshape(x.shape)
+                x = np.multiply(scales[..., None], codes.reshape(*scales.shape, Q8_GROUP), dtype=np.float32).reshape(
+                    x.shape
+                )
             return x @ self._dequantized(op.weight).T
         if isinstance(op, Rope):
             return self._rotate(values[op.x.id], op.n_head, step)

@@ -45,7 +45,8 @@ def imatrix(
     from localcoder.files.gguf_reader import GGUFFile
     from localcoder.files.imatrix import ImportanceMatrix
     from localcoder.measure.calibration import calibration_text
-    from localcoder.measure.imatrix import collect, cut_chunks
+    from localcoder.measure.chunks import cut_chunks
+    from localcoder.measure.imatrix import collect
     from localcoder.tokenizer.tokenizer import Tokenizer
 
     text = read_text(text_file) if text_file else calibration_text()

@@ -32,7 +32,7 @@ def calibrate(
 
     Args:
         file: a model in a float format.
-        chunks: int32 [n_chunks, n_ctx] calibration tokens, as `measure.imatrix.cut_chunks` makes them.
+        chunks: int32 [n_chunks, n_ctx] calibration tokens, as `measure.chunks.cut_chunks` makes them.
         types: the format of each matrix, by tensor name.
 
     Raises:

@@ -8,28 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from localcoder.backends.base import Backend
-from localcoder.errors import NumericsError, OptionError
+from localcoder.errors import NumericsError
 from localcoder.files.gguf_reader import GGUFFile
 from localcoder.files.imatrix import ImportanceMatrix
 from localcoder.model.stages import StagedModel
 from localcoder.quants.spec import Float32, QuantTensor
 
 CHUNKS_AT_A_TIME = 8  # between two of them the matrix is complete and can be saved
-
-
-def cut_chunks(tokens: list[int], chunk_size: int, bos_id: int | None) -> NDArray[np.int32]:
-    """A text's ids as int32 [n_chunks, chunk_size], each chunk begun with BOS; the rest of the text is left out.
-
-    Raises:
-        OptionError: the text is shorter than one chunk.
-    """
-    n_chunks = len(tokens) // chunk_size
-    if n_chunks == 0:
-        raise OptionError(f"the text has {len(tokens)} tokens; one chunk takes {chunk_size}")
-    chunks = np.array(tokens[: n_chunks * chunk_size], np.int32).reshape(n_chunks, chunk_size)
-    if bos_id is not None:
-        chunks[:, 0] = bos_id
-    return chunks
 
 
 def collect(file: GGUFFile, backend: Backend, chunks: NDArray[np.int32], into: ImportanceMatrix) -> Iterator[int]:

@@ -6,6 +6,7 @@ one, and is scored over its second half, where every prediction has at least hal
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -38,65 +39,96 @@ class Perplexity:
     n_chunks: int
 
 
-def chunk_losses(
-    engine: Engine, tokens: Sequence[int], n_ctx: int, bos_id: int | None
-) -> Iterator[NDArray[np.float64]]:
-    """Yields each chunk's negative log-likelihoods, float64 [n_ctx - 1 - n_ctx // 2].
+@dataclass(frozen=True, eq=False)
+class ScoredPiece:
+    """Consecutive scored positions of one chunk.
+
+    Attributes:
+        chunk: number of the chunk.
+        logits: float32 [n, n_vocab].
+        targets: int32 [n], the tokens that follow.
+    """
+
+    chunk: int
+    logits: Float32
+    targets: NDArray[np.int32]
+
+
+def n_scored(n_ctx: int) -> int:
+    """How many positions of a chunk are scored."""
+    return n_ctx - 1 - n_ctx // 2
+
+
+def scored_slices(n_ctx: int) -> Iterator[tuple[slice, slice]]:
+    """How a chunk is evaluated: (input positions, those of them that are scored), piece by piece.
+
+    The last token is no input: it predicts nothing that is known.
+    """
+    first = n_ctx // 2
+    for at in range(0, n_ctx - 1, _STEP):
+        end = min(at + _STEP, n_ctx - 1)
+        yield slice(at, end), slice(min(max(at, first), end), end)
+
+
+def scored_pieces(engine: Engine, chunks: NDArray[np.int32]) -> Iterator[ScoredPiece]:
+    """Runs a model over chunks; yields the logits of what is scored.
 
     Args:
-        tokens: the whole text.
-        bos_id: what each chunk's first token is replaced with; None: nothing.
+        chunks: int32 [n_chunks, n_ctx], as `cut_chunks` makes them.
 
     Raises:
-        OptionError: n_ctx is too small, or the text shorter than one chunk.
+        OptionError: n_ctx is too small.
+    """
+    if chunks.shape[1] < MIN_CTX:
+        raise OptionError(f"n_ctx is {chunks.shape[1]}; expected at least {MIN_CTX}")
+    return _scored_pieces(engine, chunks)
+
+
+def _scored_pieces(engine: Engine, chunks: NDArray[np.int32]) -> Iterator[ScoredPiece]:
+    for number, chunk in enumerate(chunks):
+        sequence = engine.new_sequence()
+        try:
+            for inputs, scored in scored_slices(len(chunk)):
+                logits = engine.evaluate([Chunk(sequence, chunk[inputs], scored.stop - scored.start)])
+                if len(logits):
+                    yield ScoredPiece(number, logits, chunk[scored.start + 1 : scored.stop + 1])
+        finally:
+            sequence.close()
+
+
+def chunk_losses(pieces: Iterator[ScoredPiece]) -> Iterator[NDArray[np.float64]]:
+    """Yields each chunk's negative log-likelihoods, float64 [n_scored].
+
+    Raises:
         NumericsError: logits are not finite.
     """
-    if n_ctx < MIN_CTX:
-        raise OptionError(f"n_ctx is {n_ctx}; expected at least {MIN_CTX}")
-    if len(tokens) < n_ctx:
-        raise OptionError(
-            f"the text has {len(tokens)} tokens; one chunk takes {n_ctx}: use a longer text or less n_ctx"
-        )
-    return _chunk_losses(engine, np.asarray(tokens, np.int32), n_ctx, bos_id)
-
-
-def _chunk_losses(
-    engine: Engine, tokens: NDArray[np.int32], n_ctx: int, bos_id: int | None
-) -> Iterator[NDArray[np.float64]]:
-    for at in range(0, len(tokens) - n_ctx + 1, n_ctx):
-        chunk = tokens[at : at + n_ctx].copy()
-        if bos_id is not None:
-            chunk[0] = bos_id
-        yield _losses(engine, chunk, first=n_ctx // 2)
-
-
-def _losses(engine: Engine, chunk: NDArray[np.int32], first: int) -> NDArray[np.float64]:
-    """Negative log-likelihoods of chunk[first + 1 :], each predicted by the position before it."""
-    losses = []
-    sequence = engine.new_sequence()
-    try:
-        for at in range(0, len(chunk) - 1, _STEP):  # the last token predicts nothing that is known
-            inputs = chunk[at : min(at + _STEP, len(chunk) - 1)]
-            n_logits = min(len(inputs), max(0, at + len(inputs) - first))
-            logits = engine.evaluate([Chunk(sequence, inputs, n_logits)])
-            targets = chunk[at + len(inputs) + 1 - n_logits : at + len(inputs) + 1]
-            losses.append(negative_log_likelihoods(logits, targets))
-    finally:
-        sequence.close()
-    return np.concatenate(losses)
+    for _, of_chunk in itertools.groupby(pieces, lambda piece: piece.chunk):
+        yield np.concatenate([negative_log_likelihoods(piece.logits, piece.targets) for piece in of_chunk])
 
 
 def negative_log_likelihoods(logits: Float32, targets: NDArray[np.int32]) -> NDArray[np.float64]:
-    """-log softmax(logits)[target] of each row: logits float32 [n, n_vocab], targets [n] -> float64 [n]."""
-    losses = np.empty(len(targets))
-    for at in range(0, len(targets), _ROWS):
+    """-log softmax(logits)[target] of each row: logits float32 [n, n_vocab], targets [n] -> float64 [n].
+
+    Raises:
+        NumericsError: a result is not finite.
+    """
+    losses = [-rows[np.arange(len(rows)), targets[at : at + _ROWS]] for at, rows in log_softmax(logits)]
+    return np.concatenate(losses)
+
+
+def log_softmax(logits: Float32) -> Iterator[tuple[int, NDArray[np.float64]]]:
+    """Yields (number of the first row, log-probabilities float64 [some rows, n_vocab]) for all rows in turn.
+
+    Raises:
+        NumericsError: logits are not finite.
+    """
+    for at in range(0, len(logits), _ROWS):
         rows = logits[at : at + _ROWS].astype(np.float64)
-        top = rows.max(axis=1)
-        picked = rows[np.arange(len(rows)), targets[at : at + _ROWS]]
-        losses[at : at + _ROWS] = np.log(np.exp(rows - top[:, None]).sum(axis=1)) + top - picked
-    if not np.isfinite(losses).all():
-        raise NumericsError("the model computed logits that are not finite: its file is damaged, or a kernel wrong")
-    return losses
+        rows -= rows.max(axis=1, keepdims=True)
+        rows -= np.log(np.exp(rows).sum(axis=1, keepdims=True))
+        if not np.isfinite(rows).all():
+            raise NumericsError("the model computed logits that are not finite: its file is damaged, or a kernel wrong")
+        yield at, rows
 
 
 def summarize(losses: Sequence[NDArray[np.float64]]) -> Perplexity:
