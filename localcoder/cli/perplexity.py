@@ -125,11 +125,9 @@ def _saved_logits(path: Path) -> SavedLogits:
 
 
 def _about(coder: Coder) -> dict[str, Any]:
-    file = coder.engine.file
-    summary = file.summary()
+    summary = coder.engine.file.summary()
     return {
         "model": str(coder.path),
-        "file_type": file.get_int("general.file_type", -1),
         "file_bytes": summary.file_bytes,
         "bits_per_weight": summary.total.bits_per_weight,
     }

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import itertools
+import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from localcoder.convert.recipes import ALL
 from localcoder.errors import OptionError
 from localcoder.files.atomic import write_file
 
@@ -31,7 +33,7 @@ def plot_divergences(models: Sequence[Mapping[str, Any]], path: Path, *, base_na
     """Draws one dot a model.
 
     Args:
-        models: with `model` (path), `file_type`, `file_bytes`, `kl_divergence` and `kl_divergence_se`.
+        models: with `model` (path), `file_bytes`, `kl_divergence` and `kl_divergence_se`.
         path: .png or .svg.
 
     Raises:
@@ -39,7 +41,8 @@ def plot_divergences(models: Sequence[Mapping[str, Any]], path: Path, *, base_na
         OutputError: the file cannot be written.
     """
     check_plot_target(path)
-    points = [point for point in map(_Point, models) if point.kl > 0]
+    names = short_names([Path(model["model"]).stem for model in models])
+    points = [_Point(name, model) for name, model in zip(names, models) if model["kl_divergence"] > 0]
     if not points:
         raise OptionError("nothing to plot: no file differs from the base")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -48,12 +51,15 @@ def plot_divergences(models: Sequence[Mapping[str, Any]], path: Path, *, base_na
     figure = Figure(figsize=(8, 5.2), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    _draw(axes, sorted(points, key=lambda point: point.gigabytes))
-    axes.set_title("Smaller is further from the original", loc="left", fontsize=13, color=_INK, pad=26)
+    best = _draw(axes, points)
+    axes.set_title("File size and distance from the original", loc="left", fontsize=13, color=_INK, pad=26)
     axes.text(
         0, 1.025, f"mean KL divergence to {base_name} on {text_name}; bars: 95% confidence; lower left is better",
         transform=axes.transAxes, fontsize=9, color=_MUTED,
     )  # fmt: skip
+    figure.draw_without_rendering()  # from here on, positions on the canvas are known
+    figure.set_layout_engine("none")
+    _label(axes, sorted(points, key=lambda point: (point not in best, point.gigabytes)), best)
     picture = io.BytesIO()
     figure.savefig(picture, format=path.suffix[1:].lower(), dpi=160, metadata={"Date": None} if _is_svg(path) else None)
     write_file(path, picture.getvalue())
@@ -63,16 +69,23 @@ def _is_svg(path: Path) -> bool:
     return path.suffix.lower() == ".svg"
 
 
+def short_names(stems: Sequence[str]) -> list[str]:
+    """File names without what all of them begin with, up to a dash or dot: `coder-1.3b-q4_0` is `q4_0` among its like."""
+    shared = os.path.commonprefix([*stems]) if len(stems) > 1 else ""
+    n = max(shared.rfind(separator) for separator in "-.") + 1
+    return [stem[n:] or stem for stem in stems]
+
+
 class _Point:
-    def __init__(self, model: Mapping[str, Any]) -> None:
-        names = {recipe.file_type: recipe.name for recipe in ALL}
-        self.label = names.get(model["file_type"], Path(model["model"]).stem)
+    def __init__(self, label: str, model: Mapping[str, Any]) -> None:
+        self.label = label
         self.gigabytes = model["file_bytes"] / 1e9
         self.kl = model["kl_divergence"]
         self.error = 1.96 * (model["kl_divergence_se"] or 0.0)
 
 
-def _draw(axes: Any, points: Sequence[_Point]) -> None:
+def _draw(axes: Any, points: Sequence[_Point]) -> list[_Point]:
+    """Draws all but the labels; returns the points of the line."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     sizes, values = [p.gigabytes for p in points], [p.kl for p in points]
@@ -83,12 +96,6 @@ def _draw(axes: Any, points: Sequence[_Point]) -> None:
     axes.plot([p.gigabytes for p in best], [p.kl for p in best], color=_LINE, linewidth=2, zorder=1)
     bars = [below, [p.error for p in points]]
     axes.errorbar(sizes, values, bars, fmt="o", color=_DOT, ecolor=_DOT, elinewidth=1, markersize=6, zorder=2)
-    for p in points:
-        ahead = p in best
-        axes.annotate(
-            p.label, (p.gigabytes, p.kl), xytext=(7, 5), textcoords="offset points",
-            fontsize=9.5, color=_INK if ahead else _MUTED, fontweight="bold" if ahead else "normal",
-        )  # fmt: skip
     axes.set_xlabel("file size, GB", color=_INK)
     axes.set_ylabel("KL divergence, nats (log scale)", color=_INK)
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -98,6 +105,35 @@ def _draw(axes: Any, points: Sequence[_Point]) -> None:
     axes.grid(color=_GRID, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
+    return best
+
+
+def _label(axes: Any, points: Sequence[_Point], best: Sequence[_Point]) -> None:
+    """Writes each point's name beside it, at the nearest place that covers no other name or point."""
+    from matplotlib.text import Text
+    from matplotlib.transforms import Bbox
+
+    scale = axes.figure.dpi / 72
+    renderer = axes.figure.canvas.get_renderer()
+    dots = [axes.transData.transform((p.gigabytes, p.kl)) for p in points]
+    taken = [Bbox.from_bounds(x - 4 * scale, y - 4 * scale, 8 * scale, 8 * scale) for x, y in dots]
+    places = list(itertools.product((9, 18, 30, 44, 60, 80), (40, 20, 70, 140, 160, 110, -40, -140, -70)))
+    for p in points:
+        ahead = p in best
+        for n_tried, (distance, angle) in enumerate(places, 1):
+            x, y = distance * math.cos(math.radians(angle)), distance * math.sin(math.radians(angle))
+            text = axes.annotate(
+                p.label, (p.gigabytes, p.kl), xytext=(x, y), textcoords="offset points",
+                ha="left" if x > 0 else "right", va="center", fontsize=9.5,
+                color=_INK if ahead else _MUTED, fontweight="bold" if ahead else "normal",
+                arrowprops={"arrowstyle": "-", "color": _MUTED, "linewidth": 0.6} if distance > 9 else None,
+            )  # fmt: skip
+            text.update_positions(renderer)
+            box = Bbox(Text.get_window_extent(text, renderer))  # without its line
+            if n_tried == len(places) or not any(box.overlaps(other) for other in taken):
+                break
+            text.remove()
+        taken.append(box)
 
 
 def _frontier(points: Sequence[_Point]) -> list[_Point]:

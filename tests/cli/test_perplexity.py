@@ -107,3 +107,12 @@ def test_the_plot(measure, files, tmp_path, name):
     picture = (tmp_path / name).read_bytes()
     assert picture.startswith(b"\x89PNG") if name.endswith("png") else b"<svg" in picture
     assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_names_in_the_plot():
+    from localcoder.measure.plot import short_names
+
+    assert short_names(["coder-1.3b-q4_0", "coder-1.3b-q4_k_m"]) == ["q4_0", "q4_k_m"]
+    assert short_names(["q4_0", "q4_1"]) == ["q4_0", "q4_1"]
+    assert short_names(["coder-f16", "coder-f16-q4_0"]) == ["f16", "f16-q4_0"]
+    assert short_names(["coder-q8_0"]) == ["coder-q8_0"]
