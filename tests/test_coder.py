@@ -217,6 +217,20 @@ def test_without_a_path_the_embedded_model_writes_code():
     assert "self" in text
 
 
+@pytest.mark.parametrize("backend", ["c", "numba"])
+def test_a_backends_greedy_text_depends_on_neither_threads_nor_chunks(monkeypatch, backend):
+    """With the embedded model, whose integer blocks round the activations, too."""
+    if backend not in usable_backends():
+        pytest.skip(f"the backend {backend} is not usable here")
+    monkeypatch.setenv("LOCALCODER_BACKEND", backend)
+    prompt = "import os\n\ndef read_lines(path):\n    " * 3
+    texts = set()
+    for options in ({"threads": 1}, {"threads": 2}, {"threads": 2, "n_ubatch": 1}, {"threads": 1, "n_ubatch": 16}):
+        with Coder(**options) as coder:
+            texts.add(coder.complete(prompt, max_tokens=32))
+    assert len(texts) == 1
+
+
 def test_the_examples_in_the_documentation():
     import localcoder.coder
 
