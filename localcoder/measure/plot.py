@@ -6,7 +6,7 @@ import importlib.util
 import io
 import itertools
 import math
-import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -70,9 +70,9 @@ def _is_svg(path: Path) -> bool:
 
 
 def short_names(stems: Sequence[str]) -> list[str]:
-    """File names without what all of them begin with, up to a dash or dot: `coder-1.3b-q4_0` is `q4_0` among its like."""
-    shared = os.path.commonprefix([*stems]) if len(stems) > 1 else ""
-    n = max(shared.rfind(separator) for separator in "-.") + 1
+    """File names without the dash- or dot-separated words that all begin with: `coder-q4_0` is `q4_0` among its like."""
+    words = zip(*(re.findall(r"[^-.]*[-.]", stem) for stem in stems)) if len(stems) > 1 else ()
+    n = sum(len(same[0]) for same in itertools.takewhile(lambda same: len({*same}) == 1, words))
     return [stem[n:] or stem for stem in stems]
 
 
