@@ -7,11 +7,13 @@ import re
 import shlex
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
 
 from localcoder.cli.main import COMMANDS
+from localcoder.coder import embedded_model
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -48,8 +50,9 @@ def test_commands_and_options_exist(line: str) -> None:
 
 
 def test_json_where_the_readme_says_so() -> None:
-    for name in set(COMMANDS) - {"convert"}:
-        assert any("--json" in parameter.opts for parameter in command(name).params), name
+    (sentence,) = re.findall(r"All but (.*), which write files, print JSON with `--json`", README)
+    without = {name for name in COMMANDS if not any("--json" in parameter.opts for parameter in command(name).params)}
+    assert without == set(re.findall(r"`(\w+)`", sentence))
 
 
 def test_types_exist() -> None:
@@ -59,6 +62,15 @@ def test_types_exist() -> None:
     shown = set(re.findall(r"`([a-z0-9_]+)`", table))
     assert shown
     assert shown <= {str(name) for name in choice.choices}
+
+
+def test_the_python_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", README, re.S)
+    with embedded_model() as path:
+        names: dict[str, Any] = {}
+        exec(example.replace("coder-1.3b.gguf", path.as_posix()), names)
+    assert capsys.readouterr().out.strip()
+    assert names["logits"].shape == (len(names["ids"]), names["coder"].n_vocab)
 
 
 def test_variables_exist() -> None:
