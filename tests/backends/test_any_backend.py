@@ -90,9 +90,7 @@ def batch_tolerance(name: str) -> float:
 def assert_close(result: np.ndarray, expected: np.ndarray, rounded: bool) -> None:
     """`rounded`: activations are rounded to 8 bits, where a last-bit difference may move a value by a whole step."""
     errors = error(result, expected)
-    assert not np.isnan(errors).any()
-    assert errors.max() <= (0.03 if rounded else TOLERANCE)
-    assert np.median(errors) <= (3e-3 if rounded else TOLERANCE / 3)
+    assert (errors <= (0.03 if rounded else TOLERANCE)).all()  # NaN is not
 
 
 @pytest.mark.parametrize("type_name", TYPES)
@@ -100,12 +98,16 @@ def test_every_format_agrees_with_the_reference(name, model, type_name):
     size = {"n_embd": 256, "n_ff": 512, "n_head": 4} if by_name(type_name).block_elems > 32 else {}
     file = model(type_name=type_name, **size)
     ids = tokens(24)
-    expected = all_logits(Engine(file, ReferenceBackend(), n_ctx=64), ids)
+    reference = Engine(file, ReferenceBackend(), n_ctx=64)
+    expected = all_logits(reference, ids)
     engine = Engine(file, opened(name, 2), n_ctx=64)
     rounded = by_name(type_name).activation == "q8"
     assert_close(all_logits(engine, ids), expected, rounded)
-    one_by_one = all_logits(engine, ids[:5], (1, 2, 3, 4))
-    assert_close(one_by_one, expected[:5], rounded)
+    assert_close(all_logits(engine, ids[:5], (1, 2, 3, 4)), expected[:5], rounded)
+    first_tokens = [
+        error(all_logits(engine, ids[i : i + 1]), all_logits(reference, ids[i : i + 1]))[0] for i in range(len(ids))
+    ]
+    assert np.median(first_tokens) <= 1e-5  # most meet no value that is rounded the other way
     engine.close()
 
 

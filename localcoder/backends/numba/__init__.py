@@ -2,7 +2,9 @@
 
     jit       the one place with compiler options; where compiled kernels are kept; showing that they are being compiled
     simd      explicit vectors: dot products, integer tiles, raw memory, atomics
-    rows      one row of a block format to floats, to integer codes, and back
+    halves    half precision
+    codes     a row of an integer format as int16 codes and scales
+    rows      a row of any known format to floats, and back
     linear    y = W x, for one token and for many
     attention rotary positions, the KV cache, attention over its pages
     replay    the op table and the function that every thread runs over it

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from localcoder.backends.numba.codes import Bytes, F32Row
 from localcoder.backends.numba.elementwise import exp
 from localcoder.backends.numba.jit import kernel
 from localcoder.backends.numba.linear import Cells
-from localcoder.backends.numba.rows import Bytes, F32Row, decode_row, encode_row
+from localcoder.backends.numba.rows import decode_row, encode_row
 from localcoder.backends.numba.simd import dot_4x1, dot_4x4, fetch_add
 
 Ints = NDArray[np.int32]
@@ -37,13 +38,14 @@ def rotate(
     width = n_head * head_dim
     t = fetch_add(cells, cell, 1)
     while t < n:
-        position = positions[t]
+        cosines, sines = cos[positions[t]], sin[positions[t]]
         for h in range(n_head):
             at = t * width + h * head_dim
+            head, result = x[at : at + head_dim], out[at : at + head_dim]
             for i in range(head_dim // 2):
-                even, odd = x[at + 2 * i], x[at + 2 * i + 1]
-                out[at + 2 * i] = even * cos[position, i] - odd * sin[position, i]
-                out[at + 2 * i + 1] = even * sin[position, i] + odd * cos[position, i]
+                even, odd = head[2 * i], head[2 * i + 1]
+                result[2 * i] = even * cosines[i] - odd * sines[i]
+                result[2 * i + 1] = even * sines[i] + odd * cosines[i]
         t = fetch_add(cells, cell, 1)
 
 
@@ -176,20 +178,21 @@ def _add_page(
     i: int,
 ) -> None:
     """One page's part of query i's softmax: its weights join the total, its weighted values the sums."""
+    row, result = scores[at : at + n_keys], sums[i * head_dim : (i + 1) * head_dim]
     peak = peaks[i]
     for j in range(n_keys):
-        peak = scores[at + j] if scores[at + j] > peak else peak
+        peak = row[j] if row[j] > peak else peak
     shrink = exp(peaks[i] - peak)
     peaks[i] = peak
     for j in range(n_keys):
-        weights[j] = exp(scores[at + j] - peak)
+        weights[j] = exp(row[j] - peak)
     total = totals[i] * shrink
     for j in range(n_keys):
         total += weights[j]
     totals[i] = total
     for d in range(head_dim):
-        sums[i * head_dim + d] *= shrink
+        result[d] *= shrink
     for j in range(n_keys):
-        weight = weights[j]
+        weight, value = weights[j], values[j * head_dim : (j + 1) * head_dim]
         for d in range(head_dim):
-            sums[i * head_dim + d] += weight * values[j * head_dim + d]
+            result[d] += weight * value[d]

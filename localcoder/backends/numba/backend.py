@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from localcoder.backends.base import Backend, Executable, HostKVStore, KVStore
 from localcoder.backends.numba import rows
+from localcoder.backends.numba.codes import CODE_ROWS, MIN_GROUP
 from localcoder.backends.numba.jit import compilation_shown, host_description
 from localcoder.backends.numba.linear import encode_rows
 from localcoder.backends.numba.replay import CELL_STRIDE, N_COLUMNS, Code, Column, replay
@@ -107,6 +108,7 @@ class NumbaExecutable(Executable):
         n_padded = -(-max_tokens // TILE_TOKENS) * TILE_TOKENS
         self._codes = np.empty(n_padded * widest, np.int16)
         self._scales = np.empty(n_padded * widest // GROUP, np.float32)
+        self._sums = np.empty(n_padded * widest // MIN_GROUP, np.float32)
         self._rounded = np.empty(0, np.float32)
         shape, kv_type = kv.shape, by_name(kv.shape.kv_type)
         self._kv_shape = np.array(
@@ -165,6 +167,7 @@ class NumbaExecutable(Executable):
             rope.sin,
             self._codes,
             self._scales,
+            self._sums,
         )
 
     def _replay(self, table: Table, arguments: tuple[Any, ...]) -> None:
@@ -226,7 +229,7 @@ class NumbaExecutable(Executable):
                 cut(op)
             elif not isinstance(op, Linear):
                 table.append(self._row_of(op))
-            elif op.weight.qtype.gguf_id in rows.CODE_ROWS:
+            elif op.weight.qtype.gguf_id in CODE_ROWS:
                 if quantized is not op.x:
                     table.append(self._row(Code.QUANTIZE, op.x.rows, x=self._address(op.x), n_in=op.x.width))
                     quantized = op.x
@@ -237,7 +240,7 @@ class NumbaExecutable(Executable):
                 x, width = self._address(op.x), op.x.width
                 if op.weight.qtype.activation == "q8":
                     rounded = self._rounded_area()
-                    table.append(self._row(Code.ROUND, op.x.rows, x=x, n_in=width, out=rounded, n_out=width))
+                    table.append(self._row(Code.ROUND, op.x.rows, x=x, n_in=width, out=rounded, stride=width))
                     x = rounded
                 cut(_PlainLinear(op.weight, op.out, x))
         cut()
@@ -286,7 +289,7 @@ class NumbaExecutable(Executable):
             row = self._row(Code.SELECT, "outputs", n_in=op.x.width)
         for column, buffer in zip((Column.X, Column.Y), reads(op)):
             row[column] = self._address(buffer)
-        row[Column.OUT], row[Column.N_OUT] = self._address(op.out), op.out.width
+        row[Column.OUT], row[Column.STRIDE] = self._address(op.out), op.out.width
         return row
 
     def _compile_kernels(self) -> None:

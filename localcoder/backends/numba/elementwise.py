@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from localcoder.backends.numba.codes import F32Row
 from localcoder.backends.numba.jit import kernel
 from localcoder.backends.numba.linear import Cells
-from localcoder.backends.numba.rows import F32Row
 from localcoder.backends.numba.simd import bits_of, fetch_add, float_of
 
 _CHUNK = 4096  # values
@@ -41,12 +41,13 @@ def rms_norm(x: F32Row, weight: F32Row, eps: float, n: int, width: int, out: F32
     """out = x / sqrt(mean(x²) + eps) · weight, computed in float64."""
     t = fetch_add(cells, cell, 1)
     while t < n:
+        row, result = x[t * width : (t + 1) * width], out[t * width : (t + 1) * width]
         total = 0.0
         for i in range(width):
-            total += np.float64(x[t * width + i]) * np.float64(x[t * width + i])
+            total += np.float64(row[i]) * np.float64(row[i])
         norm = np.sqrt(total / width + eps)
         for i in range(width):
-            out[t * width + i] = np.float32(np.float64(x[t * width + i]) / norm * np.float64(weight[i]))
+            result[i] = np.float32(np.float64(row[i]) / norm * np.float64(weight[i]))
         t = fetch_add(cells, cell, 1)
 
 
@@ -55,8 +56,10 @@ def silu_mul(gate: F32Row, up: F32Row, n: int, out: F32Row, cells: Cells, cell: 
     """out = gate · sigmoid(gate) · up, n values."""
     first = fetch_add(cells, cell, _CHUNK)
     while first < n:
-        for i in range(first, min(first + _CHUNK, n)):
-            out[i] = gate[i] / (np.float32(1) + exp(-gate[i])) * up[i]
+        last = min(first + _CHUNK, n)
+        g, u, result = gate[first:last], up[first:last], out[first:last]
+        for i in range(last - first):
+            result[i] = g[i] / (np.float32(1) + exp(-g[i])) * u[i]
         first = fetch_add(cells, cell, _CHUNK)
 
 
@@ -64,8 +67,10 @@ def silu_mul(gate: F32Row, up: F32Row, n: int, out: F32Row, cells: Cells, cell: 
 def add(a: F32Row, b: F32Row, n: int, out: F32Row, cells: Cells, cell: int) -> None:
     first = fetch_add(cells, cell, _CHUNK)
     while first < n:
-        for i in range(first, min(first + _CHUNK, n)):
-            out[i] = a[i] + b[i]
+        last = min(first + _CHUNK, n)
+        left, right, result = a[first:last], b[first:last], out[first:last]
+        for i in range(last - first):
+            result[i] = left[i] + right[i]
         first = fetch_add(cells, cell, _CHUNK)
 
 
@@ -74,6 +79,7 @@ def select_rows(x: F32Row, rows: NDArray[np.int32], width: int, out: F32Row, cel
     """out [len(rows), width] = the named rows of x."""
     i = fetch_add(cells, cell, 1)
     while i < len(rows):
+        source, result = x[rows[i] * width : (rows[i] + 1) * width], out[i * width : (i + 1) * width]
         for j in range(width):
-            out[i * width + j] = x[rows[i] * width + j]
+            result[j] = source[j]
         i = fetch_add(cells, cell, 1)

@@ -13,10 +13,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from localcoder.backends.numba.attention import Ints, attend, rotate, write_kv
+from localcoder.backends.numba.codes import Bytes, Codes, F32Row
 from localcoder.backends.numba.elementwise import add, rms_norm, select_rows, silu_mul
 from localcoder.backends.numba.jit import kernel
-from localcoder.backends.numba.linear import Cells, linear_codes, linear_floats, quantize_tokens, round_tokens
-from localcoder.backends.numba.rows import Bytes, Codes, F32Row
+from localcoder.backends.numba.linear import (
+    MIN_TILED,
+    Cells,
+    linear_codes,
+    linear_codes_tiled,
+    linear_floats,
+    quantize_tokens,
+    round_tokens,
+)
 from localcoder.backends.numba.simd import double_of, f32_at, fetch_add, load_atomic, u8_at, yield_thread
 
 
@@ -46,10 +54,10 @@ class Column(IntEnum):
     OUT = 4
     WEIGHT = 5
     N_IN = 6  # width of a row of x; of a head for ROPE
-    N_OUT = 7
+    N_OUT = 7  # rows of the weight
     KIND = 8  # GGUF id of the weight's format
     ROW_BYTES = 9
-    STRIDE = 10
+    STRIDE = 10  # float32 from one row of out to the next
     EXTRA = 11  # layer, number of heads, or the bits of eps as float64
 
 
@@ -98,6 +106,7 @@ def replay(
     sin: Any,
     codes: Codes,
     scales: F32Row,
+    sums: F32Row,
 ) -> None:
     """One thread's share of the ops. cells: int64 zeros, CELL_STRIDE apart: one for failure, then two for each op."""
     for i in range(len(ops)):
@@ -105,14 +114,19 @@ def replay(
         n = len(outputs) if op[_OUTPUT_ROWS] else len(positions)
         code, n_in, n_out = op[_CODE], op[_N_IN], op[_N_OUT]
         cell = (2 * i + 1) * CELL_STRIDE
-        x, y, out = f32_at(op[_X], n * n_in), f32_at(op[_Y], n * n_in), f32_at(op[_OUT], n * n_out)
+        x, y = f32_at(op[_X], len(positions) * n_in), f32_at(op[_Y], len(positions) * n_in)
+        out = f32_at(op[_OUT], n * op[_STRIDE])
         if n == 0:
             continue
         if code == _LINEAR_CODES:
             weight = u8_at(op[_WEIGHT], n_out * op[_ROW_BYTES])
-            linear_codes(op[_KIND], weight, op[_ROW_BYTES], n_out, n_in, codes, scales, n, out, cells, cell)
+            kind, row_bytes = op[_KIND], op[_ROW_BYTES]
+            if n >= MIN_TILED:
+                linear_codes_tiled(kind, weight, row_bytes, n_out, n_in, codes, scales, sums, n, out, cells, cell)
+            else:
+                linear_codes(kind, weight, row_bytes, n_out, n_in, codes, scales, sums, n, out, cells, cell)
         elif code == _QUANTIZE:
-            quantize_tokens(x, n, n_in, codes, scales, cells, cell)
+            quantize_tokens(x, n, n_in, codes, scales, sums, cells, cell)
         elif code == _LINEAR_FLOATS:
             weight = u8_at(op[_WEIGHT], n_out * op[_ROW_BYTES])
             linear_floats(op[_KIND], weight, op[_ROW_BYTES], n_out, n_in, x, n, out, op[_STRIDE], cells, cell)

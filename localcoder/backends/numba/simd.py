@@ -9,6 +9,7 @@ With NUMBA_DISABLE_JIT=1 every function is its plain Python twin (at the end of 
 from __future__ import annotations
 
 import ctypes
+import platform
 import sys
 from collections.abc import Callable
 from functools import reduce
@@ -23,9 +24,10 @@ from numba.core import cgutils
 from numba.extending import intrinsic, register_jitable
 
 LANES = 16  # float32 or int32 lanes of a vector here: one AVX-512 register, two AVX2, four NEON
-TILE_ROWS = 8  # weight rows of an integer tile
-TILE_TOKENS = LANES
 GROUP = 32  # values that share a scale
+PANEL_ROWS = LANES  # weight rows unpacked together
+TILE_ROWS = 8  # of which a tile takes half: its sums just fit in AVX-512's registers
+TILE_TOKENS = LANES
 
 _I32, _I64, _I16, _F32 = ir.IntType(32), ir.IntType(64), ir.IntType(16), ir.FloatType()
 
@@ -135,16 +137,50 @@ def _dot_tile(n_rows: int, n_tokens: int) -> Any:
     return tile
 
 
-@_emitted
-def _dot_group(_: Any, w: Any, w0: Any, x: Any, x0: Any) -> Any:
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        w_, w0_, x_, x0_ = _as_int64(context, builder, signature, args)
-        kind = _vector(_I16, GROUP)
-        a = _load(builder, _pointer(context, builder, w, w_, w0_), kind, 2)
-        b = _load(builder, _pointer(context, builder, x, x_, x0_), kind, 2)
-        return _sum_lanes(builder, _pair_products(builder, a, b))
+def _shuffle_two(builder: Any, a: Any, b: Any, lanes: list[int]) -> Any:
+    return builder.shuffle_vector(a, b, ir.Constant(_vector(_I32, len(lanes)), lanes))
 
-    return types.int32(w, w0, x, x0), generate
+
+def _sums_of(builder: Any, vectors: list[Any]) -> Any:
+    """LANES vectors -> one whose lane i is the sum of vector i, by folding pairs of vectors."""
+    half = LANES // 2
+    while half:
+        kept = [lane if not lane & half else LANES + lane - half for lane in range(LANES)]
+        moved = [lane + half if not lane & half else LANES + lane for lane in range(LANES)]
+        vectors = [
+            builder.add(_shuffle_two(builder, a, b, kept), _shuffle_two(builder, a, b, moved))
+            for a, b in zip(vectors[:half], vectors[half:])
+        ]
+        half //= 2
+    return vectors[0]
+
+
+@_emitted
+def _codes_panel(
+    _: Any, w: Any, stride: Any, ws: Any, x: Any, x0: Any, xs: Any, xs0: Any, n: Any, sums: Any, sums0: Any
+) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        w_, stride_, ws_, x_, x0_, xs_, xs0_, n_, sums_, sums0_ = _as_int64(context, builder, signature, args)
+        codes_w, scales_w = _pointer(context, builder, w, w_, _i64(0)), _pointer(context, builder, ws, ws_, _i64(0))
+        codes_x, scales_x = _pointer(context, builder, x, x_, x0_), _pointer(context, builder, xs, xs_, xs0_)
+        target = _pointer(context, builder, sums, sums_, sums0_)
+        total = cgutils.alloca_once_value(builder, _load(builder, target, _vector(_F32), 4))
+        with cgutils.for_range(builder, n_) as loop:
+            at = builder.mul(loop.index, _i64(GROUP))
+            group_x = _load(builder, builder.gep(codes_x, [at]), _vector(_I16, GROUP), 2)
+            products = []
+            for r in range(PANEL_ROWS):
+                row = builder.gep(codes_w, [builder.add(builder.mul(_i64(r), stride_), at)])
+                products.append(_pair_products(builder, _load(builder, row, _vector(_I16, GROUP), 2), group_x))
+            dots = builder.sitofp(_sums_of(builder, products), _vector(_F32))
+            scales = builder.gep(scales_w, [builder.mul(loop.index, _i64(PANEL_ROWS))])
+            scale_x = _splat(builder, builder.load(builder.gep(scales_x, [loop.index]), align=4))
+            scale = builder.fmul(_load(builder, scales, _vector(_F32), 4), scale_x)
+            builder.store(builder.fadd(builder.load(total), builder.fmul(scale, dots)), total)
+        builder.store(builder.load(total), builder.bitcast(target, _vector(_F32).as_pointer()), align=4)
+        return context.get_dummy_value()
+
+    return types.void(w, stride, ws, x, x0, xs, xs0, n, sums, sums0), generate
 
 
 @_emitted
@@ -153,8 +189,8 @@ def _codes_tile(
 ) -> Any:
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         w_, w0_, ws_, ws0_, x_, x0_, xs_, xs0_, n_, out_ = _as_int64(context, builder, signature, args)
-        codes_w, scales_w = (_pointer(context, builder, *p) for p in ((w, w_, w0_), (ws, ws_, ws0_)))
-        codes_x, scales_x = (_pointer(context, builder, *p) for p in ((x, x_, x0_), (xs, xs_, xs0_)))
+        codes_w, scales_w = _pointer(context, builder, w, w_, w0_), _pointer(context, builder, ws, ws_, ws0_)
+        codes_x, scales_x = _pointer(context, builder, x, x_, x0_), _pointer(context, builder, xs, xs_, xs0_)
         pairs_w = builder.bitcast(codes_w, _I32.as_pointer())
         n_pairs, vector16 = GROUP // 2, _vector(_I16, 2 * LANES)
         zero = ir.Constant(_vector(_F32), [0.0] * LANES)
@@ -164,28 +200,80 @@ def _codes_tile(
                 builder.gep(pairs_w, [builder.mul(builder.add(builder.mul(_i64(r), n_), loop.index), _i64(n_pairs))])
                 for r in range(TILE_ROWS)
             ]
-            tile_x = builder.gep(codes_x, [builder.mul(loop.index, _i64(GROUP * LANES))])
+            tile_x = builder.gep(codes_x, [builder.mul(loop.index, _i64(GROUP * TILE_TOKENS))])
             dots: list[list[Any]] = [[] for _ in range(TILE_ROWS)]
             for p in range(n_pairs):
-                pair_x = _load(builder, builder.gep(tile_x, [_i64(2 * LANES * p)]), vector16, 2)
+                pair_x = _load(builder, builder.gep(tile_x, [_i64(2 * TILE_TOKENS * p)]), vector16, 2)
                 for r in range(TILE_ROWS):
                     pair_w = builder.load(builder.gep(starts[r], [_i64(p)]), align=2)
                     spread = builder.bitcast(_splat(builder, pair_w), vector16)
                     dots[r].append(_pair_products(builder, pair_x, spread))
-            at = builder.mul(loop.index, _i64(LANES))
+            at = builder.mul(loop.index, _i64(TILE_TOKENS))
             scale_x = _load(builder, builder.gep(scales_x, [at]), _vector(_F32), 4)
+            scales = builder.gep(scales_w, [builder.mul(loop.index, _i64(PANEL_ROWS))])
             for r in range(TILE_ROWS):
-                scale_at = builder.add(builder.mul(_i64(r), n_), loop.index)
-                scale_w = _splat(builder, builder.load(builder.gep(scales_w, [scale_at]), align=4))
+                scale_w = _splat(builder, builder.load(builder.gep(scales, [_i64(r)]), align=4))
                 dot = builder.sitofp(reduce(builder.add, dots[r]), _vector(_F32))
                 term = builder.fmul(builder.fmul(scale_w, scale_x), dot)
                 builder.store(builder.fadd(builder.load(sums[r]), term), sums[r])
         for r in range(TILE_ROWS):
-            target = _pointer(context, builder, out, out_, _i64(r * LANES))
+            target = _pointer(context, builder, out, out_, _i64(r * TILE_TOKENS))
             builder.store(builder.load(sums[r]), builder.bitcast(target, _vector(_F32).as_pointer()), align=4)
         return context.get_dummy_value()
 
     return types.void(w, w0, ws, ws0, x, x0, xs, xs0, n, out), generate
+
+
+@_emitted
+def _spread_bits(
+    _: Any, data: Any, at: Any, shift: Any, mask: Any, high: Any, high_shift: Any, high_mask: Any, bias: Any,
+    factor: Any, codes: Any, to: Any,
+) -> Any:  # fmt: skip
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        values = _as_int64(context, builder, signature, args)
+        data_, at_, high_, codes_, to_ = (values[i] for i in (0, 1, 4, 9, 10))
+        shift_, mask_, high_shift_, high_mask_, bias_, factor_ = (
+            _splat(builder, builder.trunc(values[i], _I16)) for i in (2, 3, 5, 6, 7, 8)
+        )
+
+        def field(start: Any, shift: Any, mask: Any) -> Any:
+            packed = _load(builder, _pointer(context, builder, data, data_, start), _vector(ir.IntType(8)), 1)
+            raised = builder.shl(builder.zext(packed, _vector(_I16)), eight)  # so that a shift may be negative
+            return builder.and_(builder.lshr(raised, builder.add(shift, eight)), mask)
+
+        eight = ir.Constant(_vector(_I16), [8] * LANES)
+        whole = builder.add(field(at_, shift_, mask_), field(high_, high_shift_, high_mask_))
+        result = builder.mul(builder.sub(whole, bias_), factor_)
+        target = builder.bitcast(_pointer(context, builder, codes, codes_, to_), _vector(_I16).as_pointer())
+        builder.store(result, target, align=2)
+        return context.get_dummy_value()
+
+    return types.void(data, at, shift, mask, high, high_shift, high_mask, bias, factor, codes, to), generate
+
+
+@_emitted
+def _widen_signed(_: Any, data: Any, at: Any, codes: Any, to: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        data_, at_, codes_, to_ = _as_int64(context, builder, signature, args)
+        packed = _load(builder, _pointer(context, builder, data, data_, at_), _vector(ir.IntType(8), GROUP), 1)
+        target = builder.bitcast(_pointer(context, builder, codes, codes_, to_), _vector(_I16, GROUP).as_pointer())
+        builder.store(builder.sext(packed, _vector(_I16, GROUP)), target, align=2)
+        return context.get_dummy_value()
+
+    return types.void(data, at, codes, to), generate
+
+
+@_emitted
+def _prefetch(_: Any, data: Any, at: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        data_, at_ = _as_int64(context, builder, signature, args)
+        address = _pointer(context, builder, data, data_, at_)
+        kind = ir.FunctionType(ir.VoidType(), [address.type, _I32, _I32, _I32])
+        function = builder.module.declare_intrinsic("llvm.prefetch", [address.type], kind)
+        builder.call(function, [address, *(ir.Constant(_I32, v) for v in (0, 3, 1))])
+        return context.get_dummy_value()
+
+    return types.void(data, at), generate
 
 
 @_emitted
@@ -230,6 +318,14 @@ def _bit_cast(source: Any, target: Any) -> Any:
     return cast
 
 
+@_emitted
+def _widen_half(_: Any, bits: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.fpext(builder.bitcast(args[0], ir.HalfType()), _F32)
+
+    return types.float32(types.uint16), generate
+
+
 def _address(element: Any) -> Any:
     @_emitted
     def pointer(_: Any, address: Any) -> Any:
@@ -263,6 +359,11 @@ def _load_atomic(_: Any, cells: Any, at: Any) -> Any:
 
 _YIELD = "localcoder_yield_thread"
 
+# Whether the CPU converts half precision itself; elsewhere LLVM would call a function that a process may not have.
+CONVERTS_HALF = not numba.config.DISABLE_JIT and (
+    platform.machine().lower() in ("arm64", "aarch64") or llvm.get_host_cpu_features().get("f16c", False)
+)
+
 
 def _yield_address() -> int:
     library = ctypes.CDLL("kernel32" if sys.platform == "win32" else None)
@@ -285,25 +386,55 @@ if numba.config.DISABLE_JIT:
 
     dot_4x4, dot_4x1, dot_1x1 = _dot_tile_twin(4, 4), _dot_tile_twin(4, 1), _dot_tile_twin(1, 1)
 
-    def dot_group(w: Any, w0: int, x: Any, x0: int) -> Any:
-        """The int32 dot product of GROUP int16 codes."""
-        return np.int32(np.dot(w[w0 : w0 + GROUP].astype(np.int32), x[x0 : x0 + GROUP].astype(np.int32)))
+    def codes_panel(
+        w: Any, stride: int, ws: Any, x: Any, x0: int, xs: Any, xs0: int, n: int, sums: Any, sums0: int
+    ) -> None:
+        """sums [PANEL_ROWS] += over n groups, in order, scale_w · scale_x · (codes_w · codes_x), for one token.
+
+        Codes of rows lie `stride` apart, scales as [n, PANEL_ROWS].
+        """
+        rows = w[: PANEL_ROWS * stride].reshape(PANEL_ROWS, stride)[:, : n * GROUP].reshape(PANEL_ROWS, n, GROUP)
+        groups = x[x0 : x0 + n * GROUP].reshape(n, GROUP).astype(np.int64)
+        dots = np.einsum("rgi,gi->gr", rows.astype(np.int64), groups).astype(np.float32)
+        for g in range(n):
+            scale = ws[g * PANEL_ROWS : (g + 1) * PANEL_ROWS] * xs[xs0 + g]
+            sums[sums0 : sums0 + PANEL_ROWS] += scale * dots[g]
 
     def codes_tile(w: Any, w0: int, ws: Any, ws0: int, x: Any, x0: int, xs: Any, xs0: int, n: int, out: Any) -> None:
-        """out [TILE_ROWS, TILE_TOKENS] = sum over n groups, in order, of scale_w · scale_x · (codes_w · codes_x).
+        """out [TILE_ROWS, TILE_TOKENS] = the same sums from 0, for TILE_TOKENS tokens.
 
         Codes of rows lie as [TILE_ROWS, n, GROUP], of tokens as [n, GROUP / 2, TILE_TOKENS, 2]; scales as
-        [TILE_ROWS, n] and [n, TILE_TOKENS].
+        [n, PANEL_ROWS] (of which ws0 picks TILE_ROWS) and [n, TILE_TOKENS].
         """
         rows = w[w0 : w0 + TILE_ROWS * n * GROUP].reshape(TILE_ROWS, n, GROUP // 2, 2).astype(np.int64)
         tokens = x[x0 : x0 + n * GROUP * TILE_TOKENS].reshape(n, GROUP // 2, TILE_TOKENS, 2).astype(np.int64)
-        scales_w = ws[ws0 : ws0 + TILE_ROWS * n].reshape(TILE_ROWS, n)
-        scales_x = xs[xs0 : xs0 + n * TILE_TOKENS].reshape(n, TILE_TOKENS)
         dots = np.einsum("rgpi,gpti->grt", rows, tokens).astype(np.float32)
         total = np.zeros((TILE_ROWS, TILE_TOKENS), np.float32)
         for g in range(n):
-            total += scales_w[:, g, None] * scales_x[g] * dots[g]
+            scale_w = ws[ws0 + g * PANEL_ROWS : ws0 + g * PANEL_ROWS + TILE_ROWS]
+            scale_x = xs[xs0 + g * TILE_TOKENS : xs0 + (g + 1) * TILE_TOKENS]
+            total += scale_w[:, None] * scale_x * dots[g]
         out[: total.size] = total.reshape(-1)
+
+    def spread_bits(
+        data: Any, at: int, shift: int, mask: int, high: int, high_shift: int, high_mask: int, bias: int, factor: int,
+        codes: Any, to: int,
+    ) -> None:  # fmt: skip
+        """LANES codes: ((data[at..] >> shift & mask) + (data[high..] >> high_shift & high_mask) - bias) · factor.
+
+        high_shift may be negative: the bits move up.
+        """
+        low_bits = data[at : at + LANES].astype(np.int16) >> shift & mask
+        high_bits = data[high : high + LANES].astype(np.int16)
+        high_bits = (high_bits << -high_shift if high_shift < 0 else high_bits >> high_shift) & high_mask
+        codes[to : to + LANES] = (low_bits + high_bits - bias) * factor
+
+    def widen_signed(data: Any, at: int, codes: Any, to: int) -> None:
+        """GROUP codes: the bytes, signed."""
+        codes[to : to + GROUP] = data[at : at + GROUP].view(np.int8)
+
+    def prefetch(data: Any, at: int) -> None:
+        """Asks for the cache line of data[at], which may lie outside."""
 
     def bits_of(value: Any) -> Any:
         """float32 -> its bits, uint32."""
@@ -315,6 +446,10 @@ if numba.config.DISABLE_JIT:
 
     def double_of(bits: Any) -> Any:
         return np.int64(bits).view(np.float64)
+
+    def widen_half(bits: Any) -> Any:
+        """IEEE half bits (uint16) -> float32, by the CPU's own instruction: only where CONVERTS_HALF."""
+        return np.float32(np.uint16(bits).view(np.float16))
 
     def load_u16(data: Any, at: int) -> Any:
         return data[at : at + 2].view(np.uint16)[0]
@@ -352,7 +487,9 @@ if numba.config.DISABLE_JIT:
 
 else:
     dot_4x4, dot_4x1, dot_1x1 = _dot_tile(4, 4), _dot_tile(4, 1), _dot_tile(1, 1)
-    dot_group, codes_tile = _dot_group, _codes_tile
+    codes_panel, codes_tile = _codes_panel, _codes_tile
+    widen_half, prefetch = _widen_half, _prefetch
+    spread_bits, widen_signed = _spread_bits, _widen_signed
     bits_of, float_of = _bit_cast(types.float32, types.uint32), _bit_cast(types.uint32, types.float32)
     double_of = _bit_cast(types.int64, types.float64)
     load_u16, load_f32 = _load_u16, _load_f32
