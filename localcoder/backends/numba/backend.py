@@ -101,6 +101,7 @@ Part = Table | _PlainLinear | Embed | Input
 class NumbaExecutable(Executable):
     def __init__(self, program: Program, kv: HostKVStore, max_tokens: int, team: ThreadTeam) -> None:
         self._program, self._kv, self._max_tokens, self._team = program, kv, max_tokens, team
+        self._cos, self._sin = (np.ascontiguousarray(t, np.float32) for t in (program.rope.cos, program.rope.sin))
         slot_of, widths = assign_slots(program)
         self._slots = [np.empty(max_tokens * width, np.float32) for width in widths]
         self._slot_of = slot_of
@@ -121,6 +122,8 @@ class NumbaExecutable(Executable):
         self._compile_kernels()
 
     def run(self, step: Step) -> Float32:
+        if not self._parts:
+            raise BackendError("this program was closed")
         n_rows = {"tokens": len(step.tokens), "outputs": len(step.outputs)}
         arguments = self._arguments(step)
         for part in self._parts:
@@ -152,7 +155,6 @@ class NumbaExecutable(Executable):
             if n_items >= 2 * self._team.n_threads
             else min(self._group, -(-2 * self._team.n_threads // max(n_items, 1)))
         )
-        rope = self._program.rope
         return (
             np.ascontiguousarray(step.positions, np.int32),
             np.ascontiguousarray(step.sequences, np.int32),
@@ -163,8 +165,8 @@ class NumbaExecutable(Executable):
             self._kv_shape,
             self._kv.k.reshape(-1),
             self._kv.v.reshape(-1),
-            rope.cos,
-            rope.sin,
+            self._cos,
+            self._sin,
             self._codes,
             self._scales,
             self._sums,
