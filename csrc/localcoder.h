@@ -19,7 +19,7 @@ extern "C" {
 /* cffi: begin */
 
 /* Changes whenever anything in this region does; compared when the library is loaded. */
-enum { LC_ABI_VERSION = 1 };
+enum { LC_ABI_VERSION = 2 };
 int32_t lc_abi_version(void);
 
 enum lc_status {
@@ -28,7 +28,8 @@ enum lc_status {
     LC_BAD_ARGUMENT = 2,    /* an argument breaks its contract; nothing was done */
     LC_NO_SUCH_ISA = 3,     /* no instruction set of that name is known */
     LC_ISA_UNSUPPORTED = 4, /* known, but not in this library or not on this machine: see lc_isa_missing */
-    LC_NO_THREADS = 5       /* the system refused to start a thread */
+    LC_NO_THREADS = 5,      /* the system refused to start a thread */
+    LC_NOT_FINITE = 6       /* a value is infinite or NaN; the result is of no use */
 };
 
 /* Instruction sets, best first; the last one, "ref", runs everywhere. */
@@ -55,6 +56,12 @@ int32_t lc_grid_bytes(int32_t type);
 int32_t lc_quantize(lc_pool *pool, int32_t type, const float *x, int64_t n_rows, int64_t n, uint8_t *blocks);
 int32_t lc_dequantize(lc_pool *pool, int32_t type, const uint8_t *blocks, const int8_t *grid, int64_t n_rows,
                       int64_t n, float *x);
+
+/* The same with a search for the scales, as localcoder/quants/search.py does it, bit for bit. weights: float32
+ * [n_weight_rows, n], n_weight_rows 1 or n_rows, not negative, with mean 1 in every row; NULL: all equal.
+ * LC_BAD_ARGUMENT also where there is no search for `type`; LC_NOT_FINITE: x is not. */
+int32_t lc_quantize_best(lc_pool *pool, int32_t type, const float *x, const float *weights, int64_t n_weight_rows,
+                         int64_t n_rows, int64_t n, uint8_t *blocks);
 
 /* A matrix in a block format, [n_out, n_in], its rows one after another. */
 typedef struct lc_weight {

@@ -4,30 +4,31 @@
 
 /* lc_add_isa in CMakeLists.txt defines LC_ISA_<NAME> as the extensions that the file was compiled for. */
 #if defined(LC_ISA_AVX512)
-#define AVX512 lc_kernels_avx512, LC_ISA_AVX512
+#define AVX512 lc_kernels_avx512, lc_searches_avx512, LC_ISA_AVX512
 #else
-#define AVX512 NULL, 0
+#define AVX512 NULL, NULL, 0
 #endif
 #if defined(LC_ISA_AVX2)
-#define AVX2 lc_kernels_avx2, LC_ISA_AVX2
+#define AVX2 lc_kernels_avx2, lc_searches_avx2, LC_ISA_AVX2
 #else
-#define AVX2 NULL, 0
+#define AVX2 NULL, NULL, 0
 #endif
 #if defined(LC_ISA_NEON)
-#define NEON lc_kernels_neon, LC_ISA_NEON
+#define NEON lc_kernels_neon, lc_searches_neon, LC_ISA_NEON
 #else
-#define NEON NULL, 0
+#define NEON NULL, NULL, 0
 #endif
 
 static const struct isa {
     const char *name;
     lc_kernels_fn fill; /* NULL: not in this library */
+    lc_kernels_fn fill_searches;
     uint32_t needs;
 } ISAS[] = {
     {"avx512", AVX512},
     {"avx2", AVX2},
     {"neon", NEON},
-    {"ref", lc_kernels_ref, 0},
+    {"ref", lc_kernels_ref, lc_searches_ref, 0},
 };
 
 enum { N_ISAS = sizeof ISAS / sizeof *ISAS };
@@ -77,6 +78,7 @@ int lc_isa_select(const char *isa, lc_kernels *table) {
         if (why_missing(&ISAS[i]) == NULL) {
             lc_kernels_ref(table);
             ISAS[i].fill(table);
+            ISAS[i].fill_searches(table);
             return LC_OK;
         }
         if (isa != NULL) return LC_ISA_UNSUPPORTED;

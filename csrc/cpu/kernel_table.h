@@ -65,6 +65,12 @@ typedef void (*lc_matvec_fn)(const uint8_t *rows, size_t row_bytes, int n_rows, 
 typedef void (*lc_float_tile_fn)(const uint8_t *rows, size_t row_bytes, int n_rows, const float *x, size_t ldx,
                                  int n_tokens, int n, float *y, size_t ldy);
 
+/* Blocks first ... first + n - 1 of those in x, searched for the least squared error, to their places in `blocks`. w: a
+ * weight for each value, in blocks that repeat after w_blocks; NULL: all equal. False if a value is not finite: then
+ * some blocks may be missing. The same bits in every instruction set; see localcoder/quants/search.py. */
+typedef bool (*lc_search_fn)(const float *x, const float *w, int64_t w_blocks, int64_t first, int64_t n,
+                             uint8_t *blocks);
+
 typedef struct lc_kernels {
     const char *isa;
     int tile_rows;
@@ -77,6 +83,7 @@ typedef struct lc_kernels {
     lc_unpack_tile_fn unpack_tile[LC_TYPE_END]; /* NULL: lc_format.unpack, then interleaved */
     lc_matvec_fn matvec[LC_TYPE_END];           /* NULL: a tile of one token */
     lc_float_tile_fn dot_f32, dot_f16, dot_bf16;
+    lc_search_fn search[LC_TYPE_END]; /* NULL: there is no search for this format */
 
     /* out = x / sqrt(mean(x²) + eps) · weight */
     void (*rms_norm)(const float *x, const float *weight, int n, double eps, float *out);
@@ -98,11 +105,16 @@ typedef struct lc_kernels {
                        float *out);
 } lc_kernels;
 
-/* Fills a table: lc_kernels_ref all of it, the others their own entries over it. */
+/* Fills a table: lc_kernels_ref all of it but `search`, the others their own entries over it. */
 typedef void (*lc_kernels_fn)(lc_kernels *table);
 void lc_kernels_ref(lc_kernels *table);
 void lc_kernels_avx2(lc_kernels *table);
 void lc_kernels_avx512(lc_kernels *table);
 void lc_kernels_neon(lc_kernels *table);
+/* Fills `search`. */
+void lc_searches_ref(lc_kernels *table);
+void lc_searches_avx2(lc_kernels *table);
+void lc_searches_avx512(lc_kernels *table);
+void lc_searches_neon(lc_kernels *table);
 
 #endif

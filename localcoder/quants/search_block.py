@@ -93,7 +93,7 @@ SIGNED_BLOCKS = {
 }
 _PACK_SIGNED = {"q4_0": pack_q4_0, "q5_0": pack_q5_0, "q8_0": pack_q8_0, "iq4_nl": pack_iq4_nl}
 
-_SCALE_MIN_LAST = {"q4_1": 15, "q5_1": 31}
+SCALE_MIN_LAST = {"q4_1": 15, "q5_1": 31}
 _PACK_SCALE_MIN = {"q4_1": pack_q4_1, "q5_1": pack_q5_1}
 
 
@@ -182,8 +182,8 @@ def search_signed_block(name: str, x: Float32, w: Float32, is_weighted: bool) ->
 
 # How far beyond (or short of) the outermost codes the smallest and the largest value are put, in code units.
 # By the bits of a code; the larger ones serve elements with weights, whose outermost values may matter little.
-_MARGINS = {2: (-0.6, -0.2, 0.2, 0.6), 4: (-0.9, -0.3, 0.3, 0.9), 5: (-0.9, -0.3, 0.3, 0.9)}
-_WEIGHTED_MARGINS = {2: (1.0, 1.4), 4: (1.8, 3.0), 5: (2.0, 4.0)}
+MARGINS = {2: (-0.6, -0.2, 0.2, 0.6), 4: (-0.9, -0.3, 0.3, 0.9), 5: (-0.9, -0.3, 0.3, 0.9)}
+WEIGHTED_MARGINS = {2: (1.0, 1.4), 4: (1.8, 3.0), 5: (2.0, 4.0)}
 
 
 def best_scale_offset(x: Float32, w: Float32, last: int, is_weighted: bool, *, signed: bool) -> tuple[Float32, Float32]:
@@ -229,7 +229,7 @@ def best_scale_offset(x: Float32, w: Float32, last: int, is_weighted: bool, *, s
         best_o = np.where(better, new_o, best_o)
 
     bits = last.bit_length()
-    margins = _MARGINS[bits] + (_WEIGHTED_MARGINS[bits] if is_weighted else ())
+    margins = MARGINS[bits] + (WEIGHTED_MARGINS[bits] if is_weighted else ())
     for below in margins:
         for above in margins:
             steps = np.float32(last + below + above)
@@ -242,7 +242,7 @@ def best_scale_offset(x: Float32, w: Float32, last: int, is_weighted: bool, *, s
 
 def search_scale_min_block(name: str, x: Float32, w: Float32, is_weighted: bool) -> Blocks:
     """Blocks of Q4_1 and Q5_1 from x, w [32, n]."""
-    last = _SCALE_MIN_LAST[name]
+    last = SCALE_MIN_LAST[name]
     d, o = best_scale_offset(x, w, last, is_weighted, signed=True)
     d, m = to_half(d), to_half(-o)
     q = np.clip(np.rint((x - m) * reciprocal_or_zero(d)), np.float32(0), np.float32(last))

@@ -72,7 +72,7 @@ class SignedSuper:
 
 _SIX_BITS = Levels(-32, 31)
 _NEAR_32 = (-32, 31, -30, 29, -28)
-_SIGNED = {
+SIGNED = {
     "q3_k": SignedSuper(
         16,
         ScaleSearch(Levels(-4, 3), spread(-4.6, -2.2, 0.3) + spread(2, 3.8, 0.3), growing(2, 1.13, 12)),
@@ -87,12 +87,12 @@ _SIGNED = {
     ),
     "iq4_xs": SignedSuper(8, SIGNED_BLOCKS["iq4_nl"], _SIX_BITS, _NEAR_32),
 }
-_SIGNED_ROUNDS = 1
+SIGNED_ROUNDS = 1
 
 
 def search_signed_super(name: str, x: Float32, w: Float32, is_weighted: bool) -> Blocks:
     """Blocks of Q3_K, Q6_K and IQ4_XS from x, w [256, n]."""
-    spec = _SIGNED[name]
+    spec = SIGNED[name]
     x, w = _sub_blocks(x, spec.n_sub), _sub_blocks(w, spec.n_sub)
     d, scales = _fit_signed(x, w, spec, is_weighted)
     q = spec.block.levels.nearest(x * reciprocal_or_zero(d * scales)[:, None])
@@ -127,7 +127,7 @@ def _fit_signed(x: Float32, w: Float32, spec: SignedSuper, is_weighted: bool) ->
     for anchor in spec.anchors:
         d = to_half(largest / np.float32(anchor))
         consider(d, np.floor(own * reciprocal_or_zero(d)), (0, 1))
-    for _ in range(_SIGNED_ROUNDS):
+    for _ in range(SIGNED_ROUNDS):
         step = (best_d * best_scales)[:, None]
         p = best_scales[:, None] * spec.block.levels.nearest(x * reciprocal_or_zero(step))
         wp = w * p
@@ -151,18 +151,18 @@ class ScaleMinSuper:
     last_scale: int
 
 
-_SCALE_MIN = {"q2_k": ScaleMinSuper(16, 3, 15), "q4_k": ScaleMinSuper(8, 15, 63), "q5_k": ScaleMinSuper(8, 31, 63)}
+SCALE_MIN = {"q2_k": ScaleMinSuper(16, 3, 15), "q4_k": ScaleMinSuper(8, 15, 63), "q5_k": ScaleMinSuper(8, 31, 63)}
 _PACK_SCALE_MIN = {"q2_k": pack_q2_k, "q4_k": pack_q4_k, "q5_k": pack_q5_k}
 # Fractions of the largest integer that the largest scale and the largest minimum of a super-block are put on.
-_SCALE_ANCHORS = (1.0, 0.97, 0.92, 0.87)
-_MIN_ANCHORS = (1.0, 0.94)
-_SCALE_MIN_ROUNDS = 2
-_LEAST_DETERMINANT = np.float32(1e-4)  # relative; below it d and dmin cannot be told apart
+SCALE_ANCHORS = (1.0, 0.97, 0.92, 0.87)
+MIN_ANCHORS = (1.0, 0.94)
+SCALE_MIN_ROUNDS = 2
+LEAST_DETERMINANT = np.float32(1e-4)  # relative; below it d and dmin cannot be told apart
 
 
 def search_scale_min_super(name: str, x: Float32, w: Float32, is_weighted: bool) -> Blocks:
     """Blocks of Q2_K, Q4_K and Q5_K from x, w [256, n]."""
-    spec = _SCALE_MIN[name]
+    spec = SCALE_MIN[name]
     x, w = _sub_blocks(x, spec.n_sub), _sub_blocks(w, spec.n_sub)
     fit = _ScaleMinFit(x, w, spec, is_weighted)
     q = fit.codes(fit.d * fit.scales, fit.dmin * fit.mins)
@@ -180,14 +180,14 @@ class _ScaleMinFit:
         self._error = np.full_like(largest_d, np.inf)
         self.d, self.dmin = np.zeros_like(largest_d), np.zeros_like(largest_d)
         self.scales, self.mins = np.zeros_like(own_d), np.zeros_like(own_d)
-        for scale_anchor in _SCALE_ANCHORS:
+        for scale_anchor in SCALE_ANCHORS:
             d = to_half(largest_d / np.float32(scale_anchor * spec.last_scale))
             scales = np.floor(own_d * reciprocal_or_zero(d))
-            for min_anchor in _MIN_ANCHORS:
+            for min_anchor in MIN_ANCHORS:
                 dmin = to_half(largest_o / np.float32(min_anchor * spec.last_scale))
                 mins = np.floor(own_o * reciprocal_or_zero(dmin))
                 self._keep(d, dmin, *self._best_of(d, dmin, scales, mins, ((0, 0), (0, 1), (1, 0), (1, 1))))
-        for _ in range(_SCALE_MIN_ROUNDS):
+        for _ in range(SCALE_MIN_ROUNDS):
             d, dmin = self._least_squares()
             _, scales, mins = self._best_of(d, dmin, self.scales, self.mins, ((0, 0), (-1, 0), (1, 0)))
             self._keep(d, dmin, *self._best_of(d, dmin, scales, mins, ((0, 0), (0, -1), (0, 1))))
@@ -229,7 +229,7 @@ class _ScaleMinFit:
         wp, wm = self._w * p, self._w * m
         pp, pm, mm, rp, rm = _all(wp * p), _all(wp * m), _all(wm * m), _all(wp * rest), _all(wm * rest)
         determinant = pp * mm - pm * pm
-        solvable = determinant > _LEAST_DETERMINANT * (pp * mm)
+        solvable = determinant > LEAST_DETERMINANT * (pp * mm)
         safe = np.where(solvable, determinant, np.float32(1))
         change_d = np.where(solvable, (rp * mm - rm * pm) / safe, ratio_or_zero(rp, pp))
         change_dmin = np.where(solvable, (rp * pm - rm * pp) / safe, np.float32(0))

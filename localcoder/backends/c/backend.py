@@ -16,6 +16,7 @@ from localcoder.backends.threads import thread_count
 from localcoder.errors import BackendError
 from localcoder.quants import by_name
 from localcoder.quants.iq_grids import grid_of
+from localcoder.quants.search import check_finite, is_searched, normalized_weights, quantize_best
 from localcoder.quants.spec import Bytes, Float32, QuantType
 
 
@@ -83,6 +84,26 @@ class CBackend(Backend):
         )
         if status == self._lib.LC_BAD_ARGUMENT:  # a format whose quantizer is not in C
             return qtype.quantize(rows)
+        self.check(status)
+        return blocks
+
+    def quantize_best(self, qtype: QuantType, x: Float32, weights: Float32 | None = None) -> Bytes:
+        if not is_searched(qtype):
+            return quantize_best(qtype, x, weights)
+        rows = np.ascontiguousarray(x, np.float32)
+        blocks = np.empty((len(rows), qtype.row_bytes(rows.shape[1])), np.uint8)
+        normal = np.empty((0, 0), np.float32) if weights is None else normalized_weights(weights, rows.shape)
+        status = self._lib.lc_quantize_best(
+            self.pool,
+            qtype.gguf_id,
+            self._ffi.from_buffer("float[]", rows),
+            self._ffi.NULL if weights is None else self._ffi.from_buffer("float[]", normal),
+            len(normal),
+            *rows.shape,
+            self._ffi.from_buffer("uint8_t[]", blocks, require_writable=True),
+        )
+        if status == self._lib.LC_NOT_FINITE:
+            check_finite(rows)
         self.check(status)
         return blocks
 
