@@ -70,7 +70,7 @@ def _is_svg(path: Path) -> bool:
 
 
 def short_names(stems: Sequence[str]) -> list[str]:
-    """File names without the dash- or dot-separated words that all begin with: `coder-q4_0` is `q4_0` among its like."""
+    """File names without the words, ended by a dash or dot, that all begin with: `coder-q4_0` becomes `q4_0`."""
     words = zip(*(re.findall(r"[^-.]*[-.]", stem) for stem in stems)) if len(stems) > 1 else ()
     n = sum(len(same[0]) for same in itertools.takewhile(lambda same: len({*same}) == 1, words))
     return [stem[n:] or stem for stem in stems]
