@@ -48,7 +48,8 @@ class Coder:
 
     Attributes:
         path: the file.
-        notes: one line for each thing that was assumed about the file; also logged to the logger "localcoder".
+        notes: what was assumed about the file or is probably wrong in it (`localcoder doctor` explains and repairs it);
+            also logged to the logger "localcoder", on one line.
 
     Raises:
         LocalcoderError: the file, an option or the device cannot be used; `localcoder.errors` has the tree.
@@ -83,8 +84,8 @@ class Coder:
         self._closed = False
         self._pool = SessionPool(self._engine)
         self.notes = [*self._tokenizer.notes, *self._engine.notes]
-        for note in self.notes:
-            log.warning("%s: %s", self.path.name, note)
+        if self.notes:
+            log.warning("%s: %s", self.path.name, "; ".join(self.notes))
 
     def complete(self, prompt: str, **options: Unpack[GenerationArguments]) -> str:
         """The text that the model writes after `prompt` (which is not repeated).

@@ -10,6 +10,7 @@ import localcoder
 ROOMS = {
     "errors": 0,
     "version": 0,
+    "faults": 1,
     "quants": 1,
     "files": 2,
     "tokenizer": 2,

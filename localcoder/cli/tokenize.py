@@ -84,8 +84,8 @@ def _open_tokenizer(model: Path | None) -> Tokenizer:
 
     with nullcontext(model) if model else embedded_model() as path, GGUFFile.open(path) as file:
         tokenizer = Tokenizer.from_gguf(file)
-    for note in tokenizer.notes:
-        show_note(f"{path}: {note}")
+    if tokenizer.notes:
+        show_note(f"{path}: {'; '.join(tokenizer.notes)}")
     return tokenizer
 
 

@@ -66,7 +66,7 @@ class Engine:
         self.n_ctx = hp.n_ctx_train if n_ctx is None else n_ctx
         if not 1 <= self.n_ctx <= MAX_CTX:
             raise OptionError(f"n_ctx is {self.n_ctx}; expected 1 to {MAX_CTX}")
-        self.notes = list(hp.assumptions)
+        self.notes = list(hp.notes)
         if self.n_ctx > hp.n_ctx_train:
             self.notes.append(f"n_ctx {self.n_ctx} is beyond the {hp.n_ctx_train} positions the model was trained for")
         if n_ubatch < 1 or n_sequences < 1:

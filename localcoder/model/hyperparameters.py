@@ -1,4 +1,4 @@
-"""What a GGUF file says about its model, read strictly.
+"""What a GGUF file says about its model, read strictly; what it should say and does not comes from `faults.py`.
 
 Keys are those of the GGUF specification, https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
 """
@@ -12,7 +12,9 @@ import numpy as np
 
 from localcoder.backends.program import RopeTable
 from localcoder.errors import ModelError
+from localcoder.faults import examine, notes_of
 from localcoder.files.gguf_reader import GGUFFile
+from localcoder.model.faults import MODEL_RULES
 
 _MAX_LAYERS = 4096
 _MAX_WIDTH = 1 << 20
@@ -24,7 +26,7 @@ class Hyperparameters:
 
     Attributes:
         rope_factor: linear RoPE scaling; positions are divided by it (1.0: none).
-        assumptions: one line for each thing that the file should have said and did not.
+        notes: what was assumed about the file or is probably wrong in it, one line each.
     """
 
     architecture: str
@@ -39,7 +41,7 @@ class Hyperparameters:
     rms_norm_eps: float
     rope_freq_base: float
     rope_factor: float
-    assumptions: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def rope_table(self, n_ctx: int) -> RopeTable:
         """Cosines and sines of positions 0 .. n_ctx - 1: angle = position / factor · base^(-2i / head_dim)."""
@@ -50,6 +52,7 @@ class Hyperparameters:
 
 def read_hyperparameters(file: GGUFFile) -> Hyperparameters:
     """Reads and checks the model's dimensions; ModelError names the key, what was found and what was expected."""
+    file, faults = examine(file, MODEL_RULES)
     architecture = file.get_str("general.architecture")
     if architecture != "llama":
         raise ModelError(
@@ -84,7 +87,6 @@ def read_hyperparameters(file: GGUFFile) -> Hyperparameters:
     eps = file.get_float("llama.attention.layer_norm_rms_epsilon")
     if not 0 < eps < 1:
         raise ModelError(file.path, f"llama.attention.layer_norm_rms_epsilon is {eps}; expected 0 to 1")
-    factor, assumptions = _rope_factor(file, freq_base)
 
     embedding = file.tensors.get("token_embd.weight")
     if embedding is None or len(embedding.shape) != 2:
@@ -101,31 +103,18 @@ def read_hyperparameters(file: GGUFFile) -> Hyperparameters:
         n_ctx_train=count("context_length", 1 << 24),
         rms_norm_eps=eps,
         rope_freq_base=freq_base,
-        rope_factor=factor,
-        assumptions=assumptions,
+        rope_factor=_rope_factor(file),
+        notes=tuple(notes_of(faults)),
     )
 
 
-def _rope_factor(file: GGUFFile, freq_base: float) -> tuple[float, tuple[str, ...]]:
-    assumptions: tuple[str, ...] = ()
+def _rope_factor(file: GGUFFile) -> float:
     scaling = file.get_str("llama.rope.scaling.type", "")
     if scaling not in ("", "none", "linear"):
         raise ModelError(file.path, f"RoPE scaling {scaling!r} is not supported; this family uses 'linear'")
-    if scaling == "none":
-        return 1.0, ()
-    if "llama.rope.scaling.factor" in file.metadata:
-        factor = file.get_float("llama.rope.scaling.factor")
-    elif "llama.rope.scale_linear" in file.metadata:
-        factor = file.get_float("llama.rope.scale_linear")
-        assumptions = (f"old key llama.rope.scale_linear: taken as linear RoPE scaling by {factor:g}",)
-    elif scaling == "linear":
-        raise ModelError(file.path, "llama.rope.scaling.type is 'linear' but llama.rope.scaling.factor is missing")
-    elif freq_base == 100000.0:
-        # The family's models have base 100000 together with factor 4, or base 10000 and no scaling (7B-v1.5).
-        factor = 4.0
-        assumptions = ("no RoPE scaling in the file: assumed linear by 4, as DeepSeek-Coder was trained",)
-    else:
-        factor = 1.0
+    if scaling == "none" or (scaling == "" and "llama.rope.scaling.factor" not in file.metadata):
+        return 1.0
+    factor = file.get_float("llama.rope.scaling.factor")
     if not (factor > 0 and math.isfinite(factor)):
         raise ModelError(file.path, f"RoPE scaling factor is {factor}; expected a positive number")
-    return factor, assumptions
+    return factor

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from localcoder.errors import TokenizerError
+from localcoder.faults import examine, notes_of
 from localcoder.tokenizer.byte_level import bytes_of
+from localcoder.tokenizer.faults import VOCABULARY_RULES
 from localcoder.tokenizer.splits import make_pre_tokenizer
 from localcoder.tokenizer.vocabulary import SPECIAL_ROLES, MetadataReader, TokenType, Vocabulary, read_vocabulary
 
@@ -29,10 +31,10 @@ class Tokenizer:
         stop_ids: ids that end a generation, whichever of them the model was trained to emit.
         add_bos: whether text starts with BOS unless `tokenize` is told otherwise.
         chat_template: Jinja source, or None.
-        notes: what the file does not say and was assumed, one line each.
+        notes: what was assumed about the file or is probably wrong in it, one line each.
     """
 
-    def __init__(self, vocabulary: Vocabulary, *, name: str = "tokenizer") -> None:
+    def __init__(self, vocabulary: Vocabulary, *, name: str = "tokenizer", notes: Sequence[str] = ()) -> None:
         special = vocabulary.special_ids
         self.name = name
         self.bos_id, self.eos_id, self.eot_id = special["bos"], special["eos"], special["eot"]
@@ -40,7 +42,7 @@ class Tokenizer:
         self.fim_middle_id = special["fim_middle"]
         self.add_bos = vocabulary.add_bos
         self.chat_template = vocabulary.chat_template
-        self.notes = list(vocabulary.notes)
+        self.notes = list(notes)
         self._tokens, self._types, self._ids = vocabulary.tokens, vocabulary.types, vocabulary.ids
         self.n_vocab = len(self._tokens)
         self.n_tokens = int((self._types != TokenType.UNUSED).sum())
@@ -63,7 +65,8 @@ class Tokenizer:
             GGUFError: a key is missing or of another type.
             TokenizerError: the metadata do not make a vocabulary of this family.
         """
-        return cls(read_vocabulary(file), name=str(file.path))
+        completed, faults = examine(file, VOCABULARY_RULES)
+        return cls(read_vocabulary(completed), name=str(file.path), notes=notes_of(faults))
 
     def unsampleable(self, n_vocab: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
         """bool [n_vocab]: the rows of a model's output that no token stands behind and that must never be sampled."""

@@ -1,13 +1,12 @@
 """What a GGUF file says about its vocabulary, checked: tokens, what each is for, merges, special ids.
 
-Files differ by age and converter. Older ones type special tokens and padding as user-defined text and name neither the
-pre-tokenizer nor the infill tokens, so a token's spelling decides where its type is known to be unreliable.
+Strict: where files of some converters are silent or unreliable, the rules of `faults.py` come first.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from localcoder.errors import TokenizerError
-from localcoder.tokenizer.byte_level import BYTE_OF, NEEDED, bytes_of
+from localcoder.tokenizer.byte_level import NEEDED, bytes_of
 from localcoder.tokenizer.splits import SPLITS
 
 TypeArray = np.ndarray[Any, np.dtype[np.int32]]
@@ -60,8 +59,6 @@ SPECIAL_ROLES = {
 
 _SPECIAL = re.compile(r"<\|[^|\s]+\|>|<｜[^｜\s]+｜>|<pad>")
 _PADDING = re.compile(r"\[PAD\d+\]|<dummy\d+>")
-# Between the 32k tokens of deepseek-coder and the 100k of deepseek-llm; no file that leaves out the name is near it.
-_LARGE_VOCABULARY = 65536
 
 
 def looks_special(token: str) -> bool:
@@ -83,7 +80,6 @@ class Vocabulary:
         merges: pairs of spellings, first come first merged.
         pre: name of the pre-tokenizer, one of SPLITS.
         special_ids: role, one of SPECIAL_ROLES, to id or None.
-        notes: what the file does not say and was assumed, one line each.
     """
 
     tokens: list[str]
@@ -94,7 +90,6 @@ class Vocabulary:
     add_bos: bool
     chat_template: str | None
     ids: dict[str, int]
-    notes: list[str] = field(default_factory=list)
 
 
 def read_vocabulary(file: MetadataReader) -> Vocabulary:
@@ -104,7 +99,6 @@ def read_vocabulary(file: MetadataReader) -> Vocabulary:
         GGUFError: a key is missing or of another type.
         TokenizerError: the values do not make a byte-level BPE vocabulary of this family.
     """
-    notes: list[str] = []
     model = file.get_str("tokenizer.ggml.model")
     if model != "gpt2":
         hint = " (a SentencePiece conversion, which splits this family's text wrongly)" if model == "llama" else ""
@@ -118,8 +112,8 @@ def read_vocabulary(file: MetadataReader) -> Vocabulary:
         )
     if "" in ids:
         raise TokenizerError(f"{file.path}: token {ids['']} is empty")
-    types = _read_types(file, tokens, notes)
-    special_ids = _find_special_ids(file, ids, types)
+    types = _read_types(file, tokens)
+    special_ids = _find_special_ids(file, types)
     missing = [byte for c, byte in NEEDED.items() if c not in ids or types[ids[c]] != TokenType.NORMAL]
     if missing:
         raise TokenizerError(
@@ -129,44 +123,38 @@ def read_vocabulary(file: MetadataReader) -> Vocabulary:
         tokens=tokens,
         types=types,
         merges=_read_merges(file, tokens, types),
-        pre=_read_pre(file, int((types != TokenType.UNUSED).sum()), notes),
+        pre=_read_pre(file),
         special_ids=special_ids,
-        add_bos=_read_add_bos(file, special_ids["bos"], notes),
+        add_bos=special_ids["bos"] is not None and file.get_bool("tokenizer.ggml.add_bos_token"),
         chat_template=file.get_str("tokenizer.chat_template", "") or None,
         ids=ids,
-        notes=notes,
     )
 
 
-def _read_types(file: MetadataReader, tokens: list[str], notes: list[str]) -> TypeArray:
+def _read_types(file: MetadataReader, tokens: list[str]) -> TypeArray:
     key = "tokenizer.ggml.token_type"
-    if key in file.metadata:
-        found = file.get_array(key)
-        if len(found) != len(tokens):
-            raise TokenizerError(f"{file.path}: {key} has {len(found)} entries for {len(tokens)} tokens")
-        if found.dtype.kind not in "iu" or found.min(initial=1) < 1 or found.max(initial=1) > max(TokenType):
-            raise TokenizerError(f"{file.path}: {key} holds values that are not token types (1 to {max(TokenType):d})")
-        types = found.astype(np.int32)
-    else:
-        notes.append("no token types in the file: told from the tokens' spelling")
-        types = np.full(len(tokens), TokenType.NORMAL, np.int32)
+    found = file.get_array(key)
+    if len(found) != len(tokens):
+        raise TokenizerError(f"{file.path}: {key} has {len(found)} entries for {len(tokens)} tokens")
+    if found.dtype.kind not in "iu" or found.min(initial=1) < 1 or found.max(initial=1) > max(TokenType):
+        raise TokenizerError(f"{file.path}: {key} holds values that are not token types (1 to {max(TokenType):d})")
+    types = found.astype(np.int32)
     types[types == TokenType.BYTE] = TokenType.NORMAL
     types[types == TokenType.UNKNOWN] = TokenType.CONTROL
-    for i in np.flatnonzero(types == TokenType.CONTROL):
-        if tokens[i] in BYTE_OF:  # an added character: old converters said control
-            types[i] = TokenType.USER_DEFINED
-    types[[i for i, token in enumerate(tokens) if looks_padding(token)]] = TokenType.UNUSED
-    types[[i for i, token in enumerate(tokens) if looks_special(token)]] = TokenType.CONTROL
     return types
 
 
-def _find_special_ids(file: MetadataReader, ids: dict[str, int], types: TypeArray) -> dict[str, int | None]:
-    found: dict[str, int | None] = {}
-    for role, (names, spelling) in SPECIAL_ROLES.items():
-        keys = [f"tokenizer.ggml.{name}_token_id" for name in names]
-        key = next((key for key in keys if key in file.metadata), None)
+def role_key(file: MetadataReader, role: str) -> str | None:
+    """The metadata key by which a file names the token of a role of SPECIAL_ROLES, None if it does not."""
+    keys = (f"tokenizer.ggml.{name}_token_id" for name in SPECIAL_ROLES[role][0])
+    return next((key for key in keys if key in file.metadata), None)
+
+
+def _find_special_ids(file: MetadataReader, types: TypeArray) -> dict[str, int | None]:
+    found: dict[str, int | None] = dict.fromkeys(SPECIAL_ROLES)
+    for role in SPECIAL_ROLES:
+        key = role_key(file, role)
         if key is None:
-            found[role] = ids.get(spelling)
             continue
         i = file.get_int(key)
         if not 0 <= i < len(types):
@@ -203,22 +191,8 @@ def _has_two_readings(token: str) -> bool:
     return len(token) > 1 and bytes_of(token) != token.encode()
 
 
-def _read_pre(file: MetadataReader, n_tokens: int, notes: list[str]) -> str:
-    key = "tokenizer.ggml.pre"
-    pre = file.get_str(key, "default")
-    if pre in SPLITS:
-        return pre
-    if pre != "default":
-        raise TokenizerError(f"{file.path}: {key} is {pre!r}; supported are {', '.join(SPLITS)}")
-    pre = "deepseek-llm" if n_tokens > _LARGE_VOCABULARY else "deepseek-coder"
-    notes.append(f"no pre-tokenizer named in the file: {pre} assumed, as for a vocabulary of {n_tokens} tokens")
+def _read_pre(file: MetadataReader) -> str:
+    pre = file.get_str("tokenizer.ggml.pre")
+    if pre not in SPLITS:
+        raise TokenizerError(f"{file.path}: tokenizer.ggml.pre is {pre!r}; supported are {', '.join(SPLITS)}")
     return pre
-
-
-def _read_add_bos(file: MetadataReader, bos_id: int | None, notes: list[str]) -> bool:
-    key = "tokenizer.ggml.add_bos_token"
-    if key in file.metadata:
-        return file.get_bool(key) and bos_id is not None
-    if bos_id is not None:
-        notes.append("not said in the file whether text starts with BOS: assumed that it does")
-    return bos_id is not None

@@ -77,7 +77,7 @@ def test_wrong_metadata_is_named(tmp_path, changes, message):
             1.0,
             None,
         ),
-        ({"llama.rope.scaling.type": "none"}, 1.0, None),
+        ({"llama.rope.scaling.type": "none"}, 1.0, "taken as the file says"),
     ],
 )
 def test_rope_scaling_and_what_was_assumed(tmp_path, changes, factor, note):
@@ -85,9 +85,9 @@ def test_rope_scaling_and_what_was_assumed(tmp_path, changes, factor, note):
         hp = read_hyperparameters(file)
     assert hp.rope_factor == factor
     if note is None:
-        assert hp.assumptions == ()
+        assert hp.notes == ()
     else:
-        assert note in hp.assumptions[0]
+        assert note in hp.notes[0]
 
 
 def test_heads_without_a_length_share_the_embedding(tmp_path):
