@@ -11,7 +11,8 @@ from tiny_model import write_tiny_model
 
 from localcoder import Coder
 from localcoder.errors import NumericsError, OptionError
-from localcoder.measure.perplexity import chunk_losses, negative_log_likelihoods, summarize
+from localcoder.measure.chunks import cut_chunks
+from localcoder.measure.perplexity import chunk_losses, negative_log_likelihoods, scored_pieces, summarize
 
 N_CTX = 128
 N_TEXT = 8_000  # characters of the held-out text
@@ -27,22 +28,26 @@ def test_losses_are_minus_the_log_of_the_softmax():
         negative_log_likelihoods(np.array([[np.nan, 0]], np.float32), np.array([0]))
 
 
+def losses_of(engine, tokens, n_ctx, bos_id=None) -> list[np.ndarray]:
+    return list(chunk_losses(scored_pieces(engine, cut_chunks(tokens, n_ctx, bos_id))))
+
+
 def test_which_positions_are_scored_and_what_each_sees():
     engine = CountingEngine(n_vocab=100, n_ctx=20)
     tokens = list(range(10, 60))  # always one more: the second half of each chunk is predicted well
-    losses = list(chunk_losses(engine, tokens, 20, bos_id=None))
+    losses = losses_of(engine, tokens, 20)
     assert [len(chunk) for chunk in losses] == [20 - 1 - 10] * 2
     likely = np.log(1 + 99 * np.exp(-5))
     np.testing.assert_allclose(losses, likely, rtol=1e-5)
     assert engine.evaluated == [list(range(10, 29)), list(range(30, 49))]
     engine.evaluated.clear()
-    list(chunk_losses(engine, tokens, 20, bos_id=1))
+    losses_of(engine, tokens, 20, bos_id=1)
     assert engine.evaluated == [[1, *range(11, 29)], [1, *range(31, 49)]]
 
 
 def test_a_long_chunk_is_computed_in_steps():
     whole = CountingEngine(n_vocab=1000, n_ctx=900)
-    (losses,) = chunk_losses(whole, np.random.default_rng(0).integers(0, 1000, 900).tolist(), 900, None)
+    (losses,) = losses_of(whole, np.random.default_rng(0).integers(0, 1000, 900).tolist(), 900)
     assert len(losses) == 449
     assert [len(step) for step in whole.evaluated] == [256, 256, 256, 131]
 
@@ -57,9 +62,9 @@ def test_the_summary():
 
 def test_too_short():
     with pytest.raises(OptionError, match="19 tokens; one chunk takes 20"):
-        chunk_losses(CountingEngine(n_ctx=20), range(19), 20, None)
+        losses_of(CountingEngine(n_ctx=20), range(19), 20)
     with pytest.raises(OptionError, match="n_ctx is 3"):
-        chunk_losses(CountingEngine(n_ctx=20), range(19), 3, None)
+        losses_of(CountingEngine(n_ctx=20), range(19), 3)
 
 
 @pytest.fixture(scope="module")
@@ -156,5 +161,5 @@ def test_the_text_form(tmp_path, capsys):
         main(["perplexity", str(model), "--file", str(tmp_path / "text.txt"), "--n-ctx", "64"])
     out, err = capsys.readouterr()
     assert out.startswith("perplexity ")
-    assert "(155 tokens scored in 5 chunks of 64)" in out
+    assert "(155 tokens scored in 5 chunks)" in out
     assert err == ""
