@@ -25,6 +25,7 @@ from localcoder.errors import LocalcoderError
 COMMANDS = {
     "run": "Complete a prompt.",
     "convert": "Convert a Hugging Face checkpoint into a GGUF file.",
+    "doctor": "Find and repair what makes a model file talk nonsense.",
     "inspect": "Show what is in a GGUF file.",
     "tokenize": "Turn text into token ids.",
     "imatrix": "Collect an importance matrix for the quantizers by running MODEL over a text.",

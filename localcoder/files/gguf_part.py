@@ -50,6 +50,7 @@ class GGUFPart(TypedMetadata):
     Attributes:
         version: of the format.
         size: bytes of the file.
+        value_types: metadata key -> its GGUF value type, and that of an array's elements.
         tensors: name -> QuantTensor, views of the map, in file order.
     """
 
@@ -61,6 +62,7 @@ class GGUFPart(TypedMetadata):
         self.size = self._file.size
         self.tensors: dict[str, QuantTensor] = {}
         self.metadata: dict[str, MetadataValue] = {}
+        self.value_types: dict[str, tuple[int, int | None]] = {}
         self._at = 0
         try:
             n_tensors, n_pairs = self._read_header()
@@ -132,13 +134,17 @@ class GGUFPart(TypedMetadata):
             self._fail(f"{what} is {raw.max()}; expected 0 or 1")
         return raw.view(dtype).copy()
 
-    def _value(self, kind: int, what: str) -> MetadataValue:
+    def _value(self, key: str) -> MetadataValue:
+        what = f"metadata key {key}"
+        kind = self._u32(f"type of {key}")
+        self.value_types[key] = kind, None
         if kind == _STRING:
             return self._string(what)
         if kind != _ARRAY:
             scalar: MetadataValue = self._numbers(kind, 1, what)[0].item()
             return scalar
         element, n = self._u32(f"{what}, element type"), self._u64(f"{what}, length")
+        self.value_types[key] = kind, element
         return self._strings(n, what) if element == _STRING else self._numbers(element, n, f"array in {what}")
 
     # -- the sections
@@ -168,7 +174,7 @@ class GGUFPart(TypedMetadata):
             key = self._string(f"metadata key {i}", MAX_NAME_BYTES)
             if key in self.metadata:
                 self._fail(f"metadata key {key} occurs twice")
-            self.metadata[key] = self._value(self._u32(f"type of {key}"), f"metadata key {key}")
+            self.metadata[key] = self._value(key)
 
     def _read_tensors(self, n_tensors: int) -> None:
         alignment = self.get_int("general.alignment", 32)

@@ -60,6 +60,7 @@ class GGUFFile(TypedMetadata):
         path: the file that was opened (the first part).
         version: GGUF version of that file.
         metadata: key -> Python scalar, string, list of strings, or numpy array.
+        value_types: key -> its GGUF value type, and that of an array's elements.
         tensors: name -> QuantTensor, views of the mapped files, in file order.
     """
 
@@ -67,6 +68,7 @@ class GGUFFile(TypedMetadata):
         self.path = parts[0].path
         self.version = parts[0].version
         self.metadata = parts[0].metadata
+        self.value_types = parts[0].value_types
         self.tensors: dict[str, QuantTensor] = {}
         self._parts = parts
         for part in parts:
@@ -96,6 +98,11 @@ class GGUFFile(TypedMetadata):
             for part in parts:
                 part.close()
             raise
+
+    @property
+    def paths(self) -> list[Path]:
+        """All parts."""
+        return [part.path for part in self._parts]
 
     def summary(self) -> GGUFSummary:
         """Sizes and counts, of all parts."""

@@ -26,6 +26,9 @@ from localcoder.quants.spec import Bytes
 if TYPE_CHECKING:
     import gguf
 
+    from localcoder.files.gguf_metadata import MetadataValue
+    from localcoder.files.gguf_reader import GGUFFile
+
 
 @dataclass(frozen=True)
 class TensorInfo:
@@ -89,6 +92,23 @@ class GGUFOutput:
             raise
         self._file.__exit__(kind)
 
+    def copy_metadata(self, source: GGUFFile) -> None:
+        """Adds what `source` says: its `metadata`, in the types that the file has, or for new values the usual ones."""
+        from gguf import GGUFValueType
+
+        for key, value in source.metadata.items():
+            if key == "general.architecture" or key.startswith("split."):  # said already; not true of one file
+                continue
+            if key == "general.alignment":
+                self.metadata.add_custom_alignment(source.get_int(key))
+                continue
+            plain = value.tolist() if isinstance(value, np.ndarray) else value
+            if plain == []:  # the format's writers leave it out
+                continue
+            kind, element = source.value_types.get(key) or _value_types(value)
+            types = (GGUFValueType(kind), None if element is None else GGUFValueType(element))
+            self.metadata.add_key_value(key, plain, *types)
+
     def begin(self, tensors: Sequence[TensorInfo]) -> None:
         """Writes the metadata and the table of tensors, whose bytes are to follow in this order."""
         if self._to_write is not None:
@@ -144,3 +164,20 @@ class GGUFOutput:
             missing = self._to_write[0].name if self._to_write else "everything"
             raise ValueError(f"the file is not complete: {missing} has not been written")
         self._file.finish()
+
+
+def _value_types(value: MetadataValue) -> tuple[int, int | None]:
+    """GGUF value types for a value that is new: 32 bits where there is a choice, as the format's converters write."""
+    from gguf import GGUFValueType
+
+    kinds: dict[type, GGUFValueType] = {
+        bool: GGUFValueType.BOOL,
+        int: GGUFValueType.UINT32,
+        float: GGUFValueType.FLOAT32,
+        str: GGUFValueType.STRING,
+    }
+    if isinstance(value, list):
+        return GGUFValueType.ARRAY, GGUFValueType.STRING
+    if isinstance(value, np.ndarray):
+        return GGUFValueType.ARRAY, GGUFValueType.FLOAT32 if value.dtype.kind == "f" else GGUFValueType.INT32
+    return kinds[type(value)], None

@@ -49,13 +49,15 @@ def _token_types(file: MetadataReader) -> Iterator[Fault]:
     wrong = np.flatnonzero(corrected != types)
     if not len(wrong):
         return
-    serious = [int(i) for i in wrong if corrected[i] != TokenType.UNUSED]
-    if serious:
-        problem = f"{len(serious)} special tokens or added characters have the wrong type: {_named(tokens, serious)}"
-        harm = "the model's control tokens are printed as text, and text that spells one acts as one"
-    else:
-        problem, harm = f"{len(wrong)} padding tokens are typed as text", "text that spells one becomes one"
-    yield Fault("token-types", problem, harm, "told from their spelling", {_TYPES: corrected}, is_harmless=not serious)
+    as_text = [tokens[i] for i in wrong if corrected[i] == TokenType.CONTROL]
+    as_control = [tokens[i] for i in wrong if corrected[i] == TokenType.USER_DEFINED]
+    n_padding = len(wrong) - len(as_text) - len(as_control)
+    parts = [f"{len(as_text)} special tokens are typed as text ({_some(as_text)})"] if as_text else []
+    parts += [f"{len(as_control)} characters are typed as control tokens ({_some(as_control)})"] if as_control else []
+    parts += [f"{n_padding} padding tokens are typed as text"] if n_padding else []
+    harm = "what the model writes to itself is printed, text that spells a control token acts as one, or text gets lost"
+    assumption, is_harmless = "told from their spelling", not (as_text or as_control)
+    yield Fault("token-types", " and ".join(parts), harm, assumption, {_TYPES: corrected}, is_harmless)
 
 
 def _corrected(tokens: list[str], types: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.int32]]:
@@ -68,9 +70,8 @@ def _corrected(tokens: list[str], types: np.ndarray[Any, Any]) -> np.ndarray[Any
     return corrected
 
 
-def _named(tokens: list[str], ids: list[int]) -> str:
-    shown = ", ".join(tokens[i] for i in ids[:3])
-    return f"{shown}, …" if len(ids) > 3 else shown
+def _some(tokens: list[str]) -> str:
+    return ", ".join(tokens[:3]) + (", …" if len(tokens) > 3 else "")
 
 
 def _pre_tokenizer(file: MetadataReader) -> Iterator[Fault]:
