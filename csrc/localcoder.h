@@ -19,7 +19,7 @@ extern "C" {
 /* cffi: begin */
 
 /* Changes whenever anything in this region does; compared when the library is loaded. */
-enum { LC_ABI_VERSION = 2 };
+enum { LC_ABI_VERSION = 3 };
 int32_t lc_abi_version(void);
 
 enum lc_status {
@@ -57,11 +57,12 @@ int32_t lc_quantize(lc_pool *pool, int32_t type, const float *x, int64_t n_rows,
 int32_t lc_dequantize(lc_pool *pool, int32_t type, const uint8_t *blocks, const int8_t *grid, int64_t n_rows,
                       int64_t n, float *x);
 
-/* The same with a search for the scales, as localcoder/quants/search.py does it, bit for bit. weights: float32
- * [n_weight_rows, n], n_weight_rows 1 or n_rows, not negative, with mean 1 in every row; NULL: all equal.
- * LC_BAD_ARGUMENT also where there is no search for `type`; LC_NOT_FINITE: x is not. */
-int32_t lc_quantize_best(lc_pool *pool, int32_t type, const float *x, const float *weights, int64_t n_weight_rows,
-                         int64_t n_rows, int64_t n, uint8_t *blocks);
+/* [n_rows, n] values in any format -> blocks of `type` with searched scales, bit for bit as localcoder/quants/search.py
+ * finds them. weights: float32 [n_weight_rows, n], n_weight_rows 1 or n_rows, not negative, with mean 1 in every row;
+ * NULL: all equal. LC_BAD_ARGUMENT also where there is no search for `type`; LC_NOT_FINITE: a source value is not. */
+int32_t lc_quantize_best(lc_pool *pool, int32_t type, const float *weights, int64_t n_weight_rows,
+                         int32_t source_type, const uint8_t *source, const int8_t *grid, int64_t n_rows, int64_t n,
+                         uint8_t *blocks);
 
 /* A matrix in a block format, [n_out, n_in], its rows one after another. */
 typedef struct lc_weight {

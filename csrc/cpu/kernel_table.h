@@ -65,10 +65,10 @@ typedef void (*lc_matvec_fn)(const uint8_t *rows, size_t row_bytes, int n_rows, 
 typedef void (*lc_float_tile_fn)(const uint8_t *rows, size_t row_bytes, int n_rows, const float *x, size_t ldx,
                                  int n_tokens, int n, float *y, size_t ldy);
 
-/* Blocks first ... first + n - 1 of those in x, searched for the least squared error, to their places in `blocks`. w: a
- * weight for each value, in blocks that repeat after w_blocks; NULL: all equal. False if a value is not finite: then
- * some blocks may be missing. The same bits in every instruction set; see localcoder/quants/search.py. */
-typedef bool (*lc_search_fn)(const float *x, const float *w, int64_t w_blocks, int64_t first, int64_t n,
+/* n blocks of values x, searched for the least squared error. w: a weight for each value, in w_blocks blocks that repeat
+ * for ever, of which x starts at block `first`; NULL: all equal. False if a value is not finite: then some blocks may be
+ * missing. The same bits in every instruction set; see localcoder/quants/search.py. */
+typedef bool (*lc_search_fn)(const float *x, int64_t n, const float *w, int64_t w_blocks, int64_t first,
                              uint8_t *blocks);
 
 typedef struct lc_kernels {

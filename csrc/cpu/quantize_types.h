@@ -16,13 +16,13 @@ typedef struct lc_lanes {
 typedef void (*lc_encode_fn)(const lc_lanes *lanes, const lc_vf *x, const lc_vf *w);
 
 /* One block a lane: to[j] = value j of each; block l starts at from[l]. */
-LC_INLINE void lc_load(lc_vf *to, const float *const *from, int elems) {
+static void lc_load(lc_vf *to, const float *const *from, int elems) {
     float *flat = (float *)to;
     for (int j = 0; j < elems; j++)
         for (int l = 0; l < LC_LANES; l++) flat[j * LC_LANES + l] = from[l][j];
 }
 
-LC_INLINE bool lc_all_finite(const lc_vf *x, int n) {
+static bool lc_all_finite(const lc_vf *x, int n) {
     lc_vi bad = {0};
     for (int j = 0; j < n; j++) bad |= x[j] - x[j] != 0.0f;
     int any = 0;
@@ -70,7 +70,8 @@ LC_INLINE void lc_store_packed(const lc_lanes *lanes, size_t offset, const lc_vu
 
 #define AT(name, field) offsetof(lc_block_##name, field)
 
-/* Every lc_encode_<type> searches the blocks in x (w: weights, or NULL) and writes them. */
+/* Every lc_encode_<type> searches the blocks in x (w: weights, or NULL) and writes them. Searches are inlined twice, so
+ * that there is one that knows of no weights. */
 
 LC_INLINE void lc_signed_codes(const lc_vf *x, int k, lc_levels levels, lc_vf d, lc_vu *codes) {
     const lc_vf inverse = lc_reciprocal_or_zero(d);
@@ -78,7 +79,8 @@ LC_INLINE void lc_signed_codes(const lc_vf *x, int k, lc_levels levels, lc_vf d,
 }
 
 LC_INLINE lc_vf lc_encode_signed(const lc_vf *x, const lc_vf *w, const lc_scale_search *search, lc_vu *codes) {
-    const lc_vf d = lc_to_half(lc_best_scale(x, w, 32, search));
+    const lc_vf best = w == NULL ? lc_best_scale(x, NULL, 32, search) : lc_best_scale(x, w, 32, search);
+    const lc_vf d = lc_to_half(best);
     lc_signed_codes(x, 32, search->levels, d, codes);
     return d;
 }
@@ -104,7 +106,9 @@ LC_INLINE void lc_encode_q5_0(const lc_lanes *lanes, const lc_vf *x, const lc_vf
 
 LC_INLINE void lc_encode_q8_0(const lc_lanes *lanes, const lc_vf *x, const lc_vf *w) {
     const lc_scale_search *search = &LC_SEARCH_Q8_0;
-    const lc_vf d = lc_best_half(x, w, 32, search->levels, lc_best_scale(x, w, 32, search));
+    const lc_vf best = w == NULL ? lc_best_scale(x, NULL, 32, search) : lc_best_scale(x, w, 32, search);
+    const lc_vf d = w == NULL ? lc_best_half(x, NULL, 32, search->levels, best)
+                              : lc_best_half(x, w, 32, search->levels, best);
     const lc_vf inverse = lc_reciprocal_or_zero(d);
     lc_vu codes[32];
     for (int j = 0; j < 32; j++)
@@ -115,7 +119,8 @@ LC_INLINE void lc_encode_q8_0(const lc_lanes *lanes, const lc_vf *x, const lc_vf
 
 LC_INLINE void lc_encode_scale_min(const lc_vf *x, const lc_vf *w, const lc_offset_search *search, lc_vf *d,
                                    lc_vf *m, lc_vu *codes) {
-    const lc_scale_offset best = lc_best_scale_offset(x, w, 32, search, true);
+    const lc_scale_offset best =
+        w == NULL ? lc_best_scale_offset(x, NULL, 32, search, true) : lc_best_scale_offset(x, w, 32, search, true);
     *d = lc_to_half(best.d);
     *m = lc_to_half(-best.o);
     const lc_vf inverse = lc_reciprocal_or_zero(*d);
@@ -146,7 +151,10 @@ LC_INLINE void lc_encode_q5_1(const lc_lanes *lanes, const lc_vf *x, const lc_vf
 LC_INLINE lc_vf lc_encode_signed_super(const lc_vf *x, const lc_vf *w, const lc_signed_super *spec, lc_vu *scales,
                                        lc_vu *codes) {
     lc_signed_fit fit;
-    lc_fit_signed(&fit, x, w, spec);
+    if (w == NULL)
+        lc_fit_signed(&fit, x, NULL, spec);
+    else
+        lc_fit_signed(&fit, x, w, spec);
     const int k = LC_SUPER_BLOCK / spec->n_sub;
     for (int sub = 0; sub < spec->n_sub; sub++) {
         lc_signed_codes(x + sub * k, k, spec->block->levels, fit.d * fit.scales[sub], codes + sub * k);
@@ -193,7 +201,10 @@ typedef struct lc_scale_min_codes {
 LC_INLINE void lc_encode_scale_min_super(const lc_vf *x, const lc_vf *w, const lc_scale_min_super *spec,
                                          lc_scale_min_codes *to) {
     lc_scale_min_fit fit;
-    lc_fit_scale_min(&fit, x, w, spec);
+    if (w == NULL)
+        lc_fit_scale_min(&fit, x, NULL, spec);
+    else
+        lc_fit_scale_min(&fit, x, w, spec);
     const int k = LC_SUPER_BLOCK / spec->n_sub;
     const lc_levels levels = {false, 0, 0};
     for (int sub = 0; sub < spec->n_sub; sub++) {
@@ -248,26 +259,22 @@ LC_INLINE void lc_encode_q5_k(const lc_lanes *lanes, const lc_vf *x, const lc_vf
 }
 
 /* What every lc_search_fn does; the last block fills the lanes that are left. */
-LC_INLINE bool lc_search(lc_encode_fn encode, int elems, int bytes, const float *x, const float *w, int64_t w_blocks,
-                         int64_t first, int64_t n, uint8_t *blocks) {
+LC_INLINE bool lc_search(lc_encode_fn encode, int elems, int bytes, const float *x, int64_t n, const float *w,
+                         int64_t w_blocks, int64_t first, uint8_t *blocks) {
     lc_vf x_lanes[LC_SUPER_BLOCK], w_lanes[LC_SUPER_BLOCK];
     for (int64_t i = 0; i < n; i += LC_LANES) {
         lc_lanes lanes = {.n = n - i < LC_LANES ? (int)(n - i) : LC_LANES};
         const float *x_from[LC_LANES], *w_from[LC_LANES] = {NULL};
         for (int l = 0; l < LC_LANES; l++) {
-            const int64_t block = first + i + (l < lanes.n ? l : lanes.n - 1);
+            const int64_t block = i + (l < lanes.n ? l : lanes.n - 1);
             lanes.out[l] = blocks + block * bytes;
             x_from[l] = x + block * elems;
-            if (w != NULL) w_from[l] = w + block % w_blocks * elems;
+            if (w != NULL) w_from[l] = w + (first + block) % w_blocks * elems;
         }
         lc_load(x_lanes, x_from, elems);
         if (!lc_all_finite(x_lanes, elems)) return false;
-        if (w == NULL) {
-            encode(&lanes, x_lanes, NULL);
-        } else {
-            lc_load(w_lanes, w_from, elems);
-            encode(&lanes, x_lanes, w_lanes);
-        }
+        if (w != NULL) lc_load(w_lanes, w_from, elems);
+        encode(&lanes, x_lanes, w == NULL ? NULL : w_lanes);
     }
     return true;
 }
@@ -278,9 +285,9 @@ LC_INLINE bool lc_search(lc_encode_fn encode, int elems, int bytes, const float 
     X(q6_k, 256, Q6_K) X(iq4_xs, 256, IQ4_XS)
 
 #define DEFINE(name, elems, id)                                                                                   \
-    static bool search_##name(const float *x, const float *w, int64_t w_blocks, int64_t first, int64_t n,         \
+    static bool search_##name(const float *x, int64_t n, const float *w, int64_t w_blocks, int64_t first,         \
                               uint8_t *blocks) {                                                                  \
-        return lc_search(lc_encode_##name, elems, sizeof(lc_block_##name), x, w, w_blocks, first, n, blocks);     \
+        return lc_search(lc_encode_##name, elems, sizeof(lc_block_##name), x, n, w, w_blocks, first, blocks);     \
     }
 SEARCHED(DEFINE)
 

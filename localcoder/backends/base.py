@@ -81,6 +81,10 @@ class Backend(ABC):
         """float32 [n_rows, n] -> uint8 [n_rows, row_bytes], searched; equal to `quants.search.quantize_best`."""
         return quantize_best(qtype, x, weights)
 
+    def requantize(self, qtype: QuantType, source: QuantType, data: Bytes, weights: Float32 | None = None) -> Bytes:
+        """`quantize_best` of values that lie in another format: uint8 [n_rows, source.row_bytes(n)]."""
+        return self.quantize_best(qtype, source.dequantize(data), weights)
+
     def close(self) -> None:  # noqa: B027  (nothing to stop, by default)
         """Stops the backend's threads."""
 

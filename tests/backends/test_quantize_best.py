@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from random_blocks import random_tensor
 
 from localcoder.backends.c import CBackend, availability, instruction_sets
 from localcoder.errors import OptionError
@@ -17,15 +18,10 @@ from localcoder.quants.search import is_searched, quantize_best
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = [t.name for t in ALL if is_searched(t)]
 HAS_C = availability() is None
+ISAS = [isa.name for isa in instruction_sets() if isa.usable] if HAS_C else []
 
 
-@pytest.fixture(
-    scope="module",
-    params=[
-        pytest.param(isa.name, marks=[] if isa.usable else pytest.mark.skip(reason=isa.reason))
-        for isa in (instruction_sets() if HAS_C else [])
-    ],
-)
+@pytest.fixture(scope="module", params=ISAS)
 def backend(request):
     backend = CBackend(2, isa=request.param)
     assert backend.isa == request.param
@@ -101,6 +97,18 @@ def test_any_number_of_rows_and_threads(name):
             np.testing.assert_array_equal(backend.quantize_best(qtype, x[:n]), expected[:n])
         np.testing.assert_array_equal(backend.quantize_best(qtype, x[::2], weights[::2]), weighted[::2])
         backend.close()
+
+
+@pytest.mark.parametrize("source", ["f32", "f16", "bf16", "q8_0", "q4_k", "iq2_s"])
+def test_from_another_format(backend, source):
+    """f32 at an odd address, too."""
+    tensor = random_tensor(by_name(source), 70, 768)
+    qtype, weights = by_name("q4_0"), hard_weights()
+    shifted = np.frombuffer(b"?" + tensor.data.tobytes(), np.uint8)[1:].reshape(tensor.data.shape)
+    expected = quantize_best(qtype, tensor.dequantize(), weights)
+    np.testing.assert_array_equal(backend.requantize(qtype, tensor.qtype, shifted, weights), expected)
+    exact = backend.requantize(by_name("f32"), tensor.qtype, tensor.data)
+    np.testing.assert_array_equal(exact, tensor.dequantize().view(np.uint8))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

@@ -90,22 +90,38 @@ class CBackend(Backend):
     def quantize_best(self, qtype: QuantType, x: Float32, weights: Float32 | None = None) -> Bytes:
         if not is_searched(qtype):
             return quantize_best(qtype, x, weights)
-        rows = np.ascontiguousarray(x, np.float32)
-        blocks = np.empty((len(rows), qtype.row_bytes(rows.shape[1])), np.uint8)
-        normal = np.empty((0, 0), np.float32) if weights is None else normalized_weights(weights, rows.shape)
+        return self.requantize(qtype, by_name("f32"), np.ascontiguousarray(x, np.float32).view(np.uint8), weights)
+
+    def requantize(self, qtype: QuantType, source: QuantType, data: Bytes, weights: Float32 | None = None) -> Bytes:
+        if not is_searched(qtype):
+            return super().requantize(qtype, source, data, weights)
+        data = np.ascontiguousarray(data)
+        n_rows, n = len(data), data.shape[1] // source.block_bytes * source.block_elems
+        blocks = np.empty((n_rows, qtype.row_bytes(n)), np.uint8)
+        normal = None if weights is None else normalized_weights(weights, (n_rows, n))
+        from_buffer, null = self._ffi.from_buffer, self._ffi.NULL
         status = self._lib.lc_quantize_best(
             self.pool,
             qtype.gguf_id,
-            self._ffi.from_buffer("float[]", rows),
-            self._ffi.NULL if weights is None else self._ffi.from_buffer("float[]", normal),
-            len(normal),
-            *rows.shape,
-            self._ffi.from_buffer("uint8_t[]", blocks, require_writable=True),
+            null if normal is None else from_buffer("float[]", normal),
+            0 if normal is None else len(normal),
+            source.gguf_id,
+            from_buffer("uint8_t[]", data),
+            self._grid(source),
+            n_rows,
+            n,
+            from_buffer("uint8_t[]", blocks, require_writable=True),
         )
         if status == self._lib.LC_NOT_FINITE:
-            check_finite(rows)
+            check_finite(source.dequantize(data))
         self.check(status)
         return blocks
+
+    def _grid(self, qtype: QuantType) -> Any:
+        """The grid that codes of `qtype` are looked up in, or NULL."""
+        if not self._lib.lc_grid_bytes(qtype.gguf_id):
+            return self._ffi.NULL
+        return self._ffi.from_buffer("int8_t[]", grid_of(qtype))
 
     def close(self) -> None:
         """Stops the threads; programs compiled here must be closed first."""
