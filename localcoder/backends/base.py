@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from localcoder.backends.program import KVShape, Program, Step
-from localcoder.quants.search import quantize_best
+from localcoder.quants.search import is_searched, quantize_best
 from localcoder.quants.spec import Bytes, Float32, QuantType
 
 
@@ -79,6 +79,8 @@ class Backend(ABC):
 
     def quantize_best(self, qtype: QuantType, x: Float32, weights: Float32 | None = None) -> Bytes:
         """float32 [n_rows, n] -> uint8 [n_rows, row_bytes], searched; equal to `quants.search.quantize_best`."""
+        if qtype.quantize_blocks is not None and not is_searched(qtype):
+            return self.quantize(qtype, x)
         return quantize_best(qtype, x, weights)
 
     def requantize(self, qtype: QuantType, source: QuantType, data: Bytes, weights: Float32 | None = None) -> Bytes:

@@ -31,7 +31,7 @@ def convert(source: Path, out: Path, type_name: str, name: str | None, threads: 
     try:
         with byte_progress(f"{out.name} ({type_name})") as progress:
             convert_checkpoint(
-                source, out, recipe_by_name(type_name), quantize=backend.quantize, name=name, progress=progress
+                source, out, recipe_by_name(type_name), quantize=backend.quantize_best, name=name, progress=progress
             )
     finally:
         backend.close()

@@ -64,7 +64,7 @@ def convert(
 
     Args:
         recipe: which tensor gets which type.
-        quantize: rounds rows to a type, such as `Backend.quantize`.
+        quantize: rounds rows to a type, such as `Backend.quantize_best`.
         name: `general.name`; default: the folder's.
         progress: called after every slice with the bytes written so far and the bytes in all.
 

@@ -16,7 +16,7 @@ from localcoder.backends.threads import thread_count
 from localcoder.errors import BackendError
 from localcoder.quants import by_name
 from localcoder.quants.iq_grids import grid_of
-from localcoder.quants.search import check_finite, is_searched, normalized_weights, quantize_best
+from localcoder.quants.search import check_finite, is_searched, normalized_weights
 from localcoder.quants.spec import Bytes, Float32, QuantType
 
 
@@ -89,7 +89,7 @@ class CBackend(Backend):
 
     def quantize_best(self, qtype: QuantType, x: Float32, weights: Float32 | None = None) -> Bytes:
         if not is_searched(qtype):
-            return quantize_best(qtype, x, weights)
+            return super().quantize_best(qtype, x, weights)
         return self.requantize(qtype, by_name("f32"), np.ascontiguousarray(x, np.float32).view(np.uint8), weights)
 
     def requantize(self, qtype: QuantType, source: QuantType, data: Bytes, weights: Float32 | None = None) -> Bytes:
