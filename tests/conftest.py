@@ -9,6 +9,24 @@ from pathlib import Path
 
 import pytest
 
+import localcoder
+
+
+def pytest_configure() -> None:
+    """Processes that tests start import the same localcoder as the tests, and Ctrl-C works in them even where whoever
+    started pytest ignores it, as shells do in the background."""
+    os.environ["PYTHONPATH"] = str(Path(localcoder.__file__).parents[1])
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nowhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tests stand in an empty folder: in the project's, `python -c` would import its sources, which lack the C core."""
+    before = Path.cwd()
+    os.chdir(tmp_path_factory.mktemp("nowhere"))
+    yield
+    os.chdir(before)
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _surroundings_of_a_user() -> Iterator[None]:

@@ -27,12 +27,11 @@ from localcoder.quants import QuantTensor, by_name
 
 pytestmark = pytest.mark.skipif(availability() is not None, reason=str(availability()))
 
-ROOT = Path(__file__).resolve().parents[2]
 USABLE = [isa.name for isa in instruction_sets() if isa.usable] if availability() is None else []
 
 
 def in_a_process(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    env = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    env = {**os.environ, **environment}
     return subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
 
 

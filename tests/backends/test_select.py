@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from localcoder.backends import reference, select, threads
-from localcoder.cli.devices import devices
+from localcoder.cli.main import main
 from localcoder.errors import BackendError, OptionError
 
 
@@ -141,10 +141,10 @@ def test_cgroup_quotas(tmp_path, group, files, expected):
 
 def test_devices_tells_what_is_used_and_why_another_is_not(monkeypatch):
     monkeypatch.setattr(select, "_BACKENDS", (entry("c", "no library was built"), entry("numba", None)))
-    text = CliRunner().invoke(devices, []).output
+    text = CliRunner().invoke(main, ["devices"]).output
     assert "not usable" in text
     assert "because: no library was built" in text
-    facts = json.loads(CliRunner().invoke(devices, ["--json"]).output)
+    facts = json.loads(CliRunner().invoke(main, ["devices", "--json"]).output)
     assert [(b["name"], b["usable"], b["is_default"]) for b in facts["backends"]] == [
         ("c", False, False),
         ("numba", True, True),
@@ -154,6 +154,6 @@ def test_devices_tells_what_is_used_and_why_another_is_not(monkeypatch):
 
 def test_devices_warns_of_the_stranger_called_localcoder(monkeypatch):
     monkeypatch.setattr(metadata, "version", lambda name: "0.0.9" if name == "localcoder" else pytest.fail(name))
-    result = CliRunner().invoke(devices, [])
+    result = CliRunner().invoke(main, ["devices"])
     assert "unrelated program" in result.stderr
     assert "unrelated" not in result.stdout

@@ -13,10 +13,6 @@ from typing import Any
 import pytest
 from tiny_model import write_tiny_model
 
-import localcoder
-
-SOURCES = str(Path(localcoder.__file__).parents[1])
-
 
 @dataclass(frozen=True)
 class Result:
@@ -65,7 +61,6 @@ def start() -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
             "stdout": subprocess.PIPE,
             "stderr": subprocess.PIPE,
         }
-        options.setdefault("env", {**os.environ, "PYTHONPATH": SOURCES})
         started.append(subprocess.Popen([sys.executable, "-m", "localcoder", *map(str, args)], **{**pipes, **options}))
         return started[-1]
 
