@@ -40,7 +40,10 @@ class _Entry:
             return f"{error.name} is not in this installation"
 
     def open(self, threads: int) -> Backend:
-        return getattr(self.load(), self.class_name)(threads)
+        try:
+            return getattr(self.load(), self.class_name)(threads)
+        except ImportError as error:  # a library is installed and does not load: its versions do not fit
+            raise BackendError(f"the {self.name} backend cannot be loaded: {error}") from None
 
 
 _BACKENDS = (  # in order of preference

@@ -10,8 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-pytest.importorskip("numba")
-
 from localcoder.backends.numba import codes, elementwise, halves, jit, linear, rows
 from localcoder.backends.numba.simd import GROUP
 from localcoder.quants import ALL, BY_ID, by_name
@@ -154,7 +152,7 @@ def test_rounding_to_halves():
     for name in ("f16", "bf16"):
         qtype = by_name(name)
         found = np.empty(2 * len(x), np.uint8)
-        linear.encode_rows(qtype.gguf_id, x, 1, len(x), found, len(found), counter())
+        linear.encode_rows(qtype.gguf_id, x.ctypes.data, 1, len(x), found, len(found), counter())
         np.testing.assert_array_equal(found, qtype.quantize(x))
     assert np.isnan(np.uint16(halves.f32_to_f16(np.float32(np.nan))).view(np.float16))
 

@@ -93,6 +93,16 @@ def test_a_missing_library_is_a_reason():
     assert missing.unavailable_because() == "localcoder.backends.no_such_module is not in this installation"
 
 
+def test_a_library_that_does_not_load_is_a_reason(monkeypatch):
+    def refuse(threads: int) -> None:
+        raise ImportError("numba needs an older numpy")
+
+    monkeypatch.setattr(reference, "ReferenceBackend", refuse)
+    monkeypatch.setattr(select, "_BACKENDS", (entry("numba", None),))
+    with pytest.raises(BackendError, match="numba backend cannot be loaded: numba needs an older numpy"):
+        select.open_backend(threads=1)
+
+
 @pytest.mark.parametrize("text", ["0", "-1", "two", "1.5", "100000"])
 def test_bad_thread_counts_are_refused(text, monkeypatch):
     monkeypatch.setenv("LOCALCODER_THREADS", text)

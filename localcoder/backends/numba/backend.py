@@ -72,14 +72,14 @@ class NumbaBackend(Backend):
         if qtype.gguf_id not in rows.ENCODED_ROWS:
             return qtype.quantize(x)
         n, n_in = x.shape
-        row_bytes = qtype.row_bytes(n_in)
-        out = np.empty((n, row_bytes), np.uint8)
-        values = np.ascontiguousarray(x, np.float32).reshape(-1)
-        cells = np.zeros(1, np.int64)
-        counter = np.zeros(1, np.int64)
+        values = np.ascontiguousarray(x, np.float32)
+        out = np.empty((n, qtype.row_bytes(n_in)), np.uint8)
+        arguments = (n_in, out.reshape(-1), out.shape[1], np.zeros(1, np.int64))
         with compilation_shown():
-            encode_rows(qtype.gguf_id, values[:0], 0, n_in, out.reshape(-1), row_bytes, np.zeros(1, np.int64))
-        self._team.run(encode_rows, qtype.gguf_id, values, n, n_in, out.reshape(-1), row_bytes, counter, cells=cells)
+            encode_rows(qtype.gguf_id, values.ctypes.data, 0, *arguments)
+        arguments[-1][0] = 0
+        failed = np.zeros(1, np.int64)
+        self._team.run(encode_rows, qtype.gguf_id, values.ctypes.data, n, *arguments, cells=failed)
         return out
 
     def close(self) -> None:

@@ -34,6 +34,7 @@ from localcoder.backends.numba.simd import (
     codes_tile,
     dot_4x1,
     dot_4x4,
+    f32_at,
     fetch_add,
 )
 
@@ -235,8 +236,9 @@ def linear_floats(
 
 
 @kernel
-def encode_rows(kind: int, x: F32Row, n: int, n_in: int, out: Bytes, row_bytes: int, cells: Cells) -> None:
-    """x [n, n_in] -> rows in a format of ENCODED_ROWS."""
+def encode_rows(kind: int, address: int, n: int, n_in: int, out: Bytes, row_bytes: int, cells: Cells) -> None:
+    """float32 [n, n_in] at `address` (it may be read-only memory) -> rows in a format of ENCODED_ROWS."""
+    x = f32_at(address, n * n_in)
     row = fetch_add(cells, 0, 1)
     while row < n:
         encode_row(kind, x, row * n_in, n_in, out, row * row_bytes)
