@@ -114,8 +114,10 @@ def test_what_is_assumed_is_said(cli, tmp_path):
     writer.close()
     result = cli("tokenize", "-m", tmp_path / "old.gguf", "--ids", "a")
     assert result.out == "256 97\n"
-    assert [line.partition("old.gguf: ")[2].split(":")[0] for line in result.err.splitlines()] == [
+    (line,) = result.err.splitlines()
+    for assumed in (
         "no token types in the file",
         "no pre-tokenizer named in the file",
         "not said in the file whether text starts with BOS",
-    ]
+    ):
+        assert assumed in line
