@@ -31,6 +31,7 @@ COMMANDS = {
     "imatrix": "Collect an importance matrix for the quantizers by running MODEL over a text.",
     "perplexity": "Measure how well a model predicts a text.",
     "compare": "Compare the weights of two GGUF files, tensor by tensor.",
+    "plan": "Forecast the memory that a model takes when it runs.",
     "bench": "Measure speed: prefill and decode.",
     "devices": "Show what this machine can compute with, and what is used.",
 }
