@@ -91,10 +91,10 @@ SIGNED_BLOCKS = {
     "q8_0": ScaleSearch(Levels(-127, 127), spread(114, 127, 1), growing(112, 1.01, 40)[:40], (0, -1, 1)),
     "iq4_nl": ScaleSearch(TableLevels(), spread(-140, -105, 7) + spread(90, 122, 8), growing(90, 1.06, 15)),
 }
-_PACK_SIGNED = {"q4_0": pack_q4_0, "q5_0": pack_q5_0, "q8_0": pack_q8_0, "iq4_nl": pack_iq4_nl}
+PACK_SIGNED = {"q4_0": pack_q4_0, "q5_0": pack_q5_0, "q8_0": pack_q8_0, "iq4_nl": pack_iq4_nl}
 
 SCALE_MIN_LAST = {"q4_1": 15, "q5_1": 31}
-_PACK_SCALE_MIN = {"q4_1": pack_q4_1, "q5_1": pack_q5_1}
+PACK_SCALE_MIN = {"q4_1": pack_q4_1, "q5_1": pack_q5_1}
 
 
 def total(x: Float32) -> Float32:
@@ -177,7 +177,7 @@ def search_signed_block(name: str, x: Float32, w: Float32, is_weighted: bool) ->
     d = _best_half(x, w, best_scale(x, w, search, is_weighted), search)
     q = search.levels.nearest(x * reciprocal_or_zero(d))
     codes = q.astype(np.int8) if name == "q8_0" else search.levels.codes(q)
-    return _PACK_SIGNED[name](d, codes.T)
+    return PACK_SIGNED[name](d, codes.T)
 
 
 # How far beyond (or short of) the outermost codes the smallest and the largest value are put, in code units.
@@ -246,4 +246,4 @@ def search_scale_min_block(name: str, x: Float32, w: Float32, is_weighted: bool)
     d, o = best_scale_offset(x, w, last, is_weighted, signed=True)
     d, m = to_half(d), to_half(-o)
     q = np.clip(np.rint((x - m) * reciprocal_or_zero(d)), np.float32(0), np.float32(last))
-    return _PACK_SCALE_MIN[name](d, m, q.T.astype(np.uint8))
+    return PACK_SCALE_MIN[name](d, m, q.T.astype(np.uint8))

@@ -87,6 +87,7 @@ SIGNED = {
     ),
     "iq4_xs": SignedSuper(8, SIGNED_BLOCKS["iq4_nl"], _SIX_BITS, _NEAR_32),
 }
+PACK_SIGNED = {"q3_k": pack_q3_k, "q6_k": pack_q6_k, "iq4_xs": pack_iq4_xs}
 SIGNED_ROUNDS = 1
 
 
@@ -97,10 +98,12 @@ def search_signed_super(name: str, x: Float32, w: Float32, is_weighted: bool) ->
     d, scales = _fit_signed(x, w, spec, is_weighted)
     q = spec.block.levels.nearest(x * reciprocal_or_zero(d * scales)[:, None])
     codes = _flat(spec.block.levels.codes(q))
-    if name == "q6_k":
-        return pack_q6_k(d, scales.T.astype(np.int8), codes)
-    biased = spec.scales.codes(scales).T
-    return pack_q3_k(d, biased, codes) if name == "q3_k" else pack_iq4_xs(d, biased, codes)
+    return PACK_SIGNED[name](d, stored_scales(name, scales.T), codes)
+
+
+def stored_scales(name: str, scales: Float32) -> Codes:
+    """Signed integer scales [n, n_sub] as the format stores them."""
+    return scales.astype(np.int8) if name == "q6_k" else SIGNED[name].scales.codes(scales)
 
 
 def _fit_signed(x: Float32, w: Float32, spec: SignedSuper, is_weighted: bool) -> tuple[Float32, Float32]:
@@ -152,7 +155,7 @@ class ScaleMinSuper:
 
 
 SCALE_MIN = {"q2_k": ScaleMinSuper(16, 3, 15), "q4_k": ScaleMinSuper(8, 15, 63), "q5_k": ScaleMinSuper(8, 31, 63)}
-_PACK_SCALE_MIN = {"q2_k": pack_q2_k, "q4_k": pack_q4_k, "q5_k": pack_q5_k}
+PACK_SCALE_MIN = {"q2_k": pack_q2_k, "q4_k": pack_q4_k, "q5_k": pack_q5_k}
 # Fractions of the largest integer that the largest scale and the largest minimum of a super-block are put on.
 SCALE_ANCHORS = (1.0, 0.97, 0.92, 0.87)
 MIN_ANCHORS = (1.0, 0.94)
@@ -167,7 +170,7 @@ def search_scale_min_super(name: str, x: Float32, w: Float32, is_weighted: bool)
     fit = _ScaleMinFit(x, w, spec, is_weighted)
     q = fit.codes(fit.d * fit.scales, fit.dmin * fit.mins)
     scales, mins = fit.scales.T.astype(np.uint8), fit.mins.T.astype(np.uint8)
-    return _PACK_SCALE_MIN[name](fit.d, fit.dmin, scales, mins, _flat(q.astype(np.uint8)))
+    return PACK_SCALE_MIN[name](fit.d, fit.dmin, scales, mins, _flat(q.astype(np.uint8)))
 
 
 class _ScaleMinFit:

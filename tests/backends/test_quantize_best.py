@@ -11,20 +11,25 @@ import pytest
 from random_blocks import random_tensor
 
 from localcoder.backends.c import CBackend, availability, instruction_sets
+from localcoder.backends.numba import NumbaBackend
 from localcoder.errors import OptionError
 from localcoder.quants import ALL, by_name
 from localcoder.quants.search import is_searched, quantize_best
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = [t.name for t in ALL if is_searched(t)]
-HAS_C = availability() is None
-ISAS = [isa.name for isa in instruction_sets() if isa.usable] if HAS_C else []
+NEEDS_C = pytest.mark.skipif(availability() is not None, reason=str(availability()))
+ISAS = [isa.name for isa in instruction_sets() if isa.usable] if availability() is None else []
 
 
-@pytest.fixture(scope="module", params=ISAS)
+@pytest.fixture(scope="module", params=[*ISAS, "numba"])
 def backend(request):
-    backend = CBackend(2, isa=request.param)
-    assert backend.isa == request.param
+    """Every instruction set of the C core, and numba."""
+    if request.param == "numba":
+        backend = NumbaBackend(2)
+    else:
+        backend = CBackend(2, isa=request.param)
+        assert backend.isa == request.param
     yield backend
     backend.close()
 
@@ -82,17 +87,16 @@ def test_same_bytes_with_weights_for_every_row(backend, name):
     assert_same_blocks(qtype, backend.quantize_best(qtype, x, weights), quantize_best(qtype, x, weights))
 
 
+@pytest.mark.parametrize("open_backend", [pytest.param(CBackend, marks=NEEDS_C), NumbaBackend])
 @pytest.mark.parametrize("name", ["q4_0", "q8_0", "q5_1", "q4_k", "q6_k", "iq4_xs"])
-def test_any_number_of_rows_and_threads(name):
+def test_any_number_of_rows_and_threads(name, open_backend):
     """Lanes that are not full, several chunks, more threads than work."""
-    if not HAS_C:
-        pytest.skip(str(availability()))
     qtype = by_name(name)
     x = np.random.default_rng(4).standard_normal((300, 512), np.float32)
     weights = np.random.default_rng(5).random((300, 512), np.float32)
     expected, weighted = quantize_best(qtype, x), quantize_best(qtype, x, weights)
     for threads in (1, 2, 3):
-        backend = CBackend(threads)
+        backend = open_backend(threads)
         for n in (0, 1, 2, 3, 7, 17, 300):
             np.testing.assert_array_equal(backend.quantize_best(qtype, x[:n]), expected[:n])
         np.testing.assert_array_equal(backend.quantize_best(qtype, x[::2], weights[::2]), weighted[::2])

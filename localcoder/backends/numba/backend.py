@@ -41,6 +41,7 @@ from localcoder.backends.program import (
 )
 from localcoder.errors import BackendError
 from localcoder.quants import BY_ID, by_name
+from localcoder.quants.search import is_searched
 from localcoder.quants.spec import Bytes, Float32, QuantTensor, QuantType
 
 Table = NDArray[np.int64]
@@ -81,6 +82,13 @@ class NumbaBackend(Backend):
         failed = np.zeros(1, np.int64)
         self._team.run(encode_rows, qtype.gguf_id, values.ctypes.data, n, *arguments, cells=failed)
         return out
+
+    def quantize_best(self, qtype: QuantType, x: Float32, weights: Float32 | None = None) -> Bytes:
+        if not is_searched(qtype):
+            return super().quantize_best(qtype, x, weights)
+        from localcoder.backends.numba.search import quantize_best
+
+        return quantize_best(qtype, x, weights, self._team)
 
     def close(self) -> None:
         self._team.close()
