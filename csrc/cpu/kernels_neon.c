@@ -1,0 +1,246 @@
+/* NEON with dot products (arm64). Tiles hold 8 rows in the lanes of two registers and 4 tokens. Formats are unpacked
+ * by the plain code. */
+#include <arm_neon.h>
+#include <math.h>
+#include <string.h>
+
+#include "half.h"
+#include "kernel_table.h"
+
+enum { TILE_ROWS = 8, TILE_TOKENS = 4 };
+
+#define INLINE static inline __attribute__((always_inline))
+
+/* --- q8 ------------------------------------------------------------------------------------------------------- */
+
+static void quantize_q8(const float *x, int n, const lc_q8_block *block, int t) {
+    const size_t stride = (size_t)block->n_tokens;
+    for (int g = 0; g < n / LC_GROUP; g++, x += LC_GROUP) {
+        float32x4_t v[8], extreme = vdupq_n_f32(0), poison = vdupq_n_f32(0);
+        for (int i = 0; i < 8; i++) {
+            v[i] = vld1q_f32(x + 4 * i);
+            extreme = vmaxnmq_f32(extreme, vabsq_f32(v[i]));
+            poison = vaddq_f32(poison, vmulq_n_f32(v[i], 0)); /* NaN where a value is not finite */
+        }
+        const float top = vmaxvq_f32(extreme), inverse = lc_q8_inverse(top);
+        const float scale = top / 127.0f + vaddvq_f32(poison);
+        int32x4_t low = vdupq_n_s32(0), high = vdupq_n_s32(0);
+        int8_t *to = block->codes + ((size_t)g * 8 * stride + (size_t)t) * 4;
+        for (int i = 0; i < 8; i++, to += stride * 4) {
+            const int32x4_t q = vcvtnq_s32_f32(vmulq_n_f32(v[i], inverse));
+            if (i < 4) low = vaddq_s32(low, q);
+            else high = vaddq_s32(high, q);
+            const int16x4_t q16 = vqmovn_s32(q);
+            const uint32_t four = vget_lane_u32(vreinterpret_u32_s8(vqmovn_s16(vcombine_s16(q16, q16))), 0);
+            memcpy(to, &four, 4);
+        }
+        const int sum_low = vaddvq_s32(low), sum_high = vaddvq_s32(high);
+        const size_t at = (size_t)g * stride + (size_t)t, at16 = 2 * (size_t)g * stride + (size_t)t;
+        block->scales[at] = scale;
+        block->bias32[at] = 0;
+        block->bias16[at16] = 0;
+        block->bias16[at16 + stride] = 0;
+        block->sums32[at] = scale * (float)(sum_low + sum_high);
+        block->sums16[at16] = scale * (float)sum_low;
+        block->sums16[at16 + stride] = scale * (float)sum_high;
+    }
+}
+
+INLINE int8x16_t broadcast4(const int8_t *p) {
+    int32_t four;
+    memcpy(&four, p, 4);
+    return vreinterpretq_s8_s32(vdupq_n_s32(four));
+}
+
+INLINE void tile(const lc_panel *panel, const lc_q8_block *x, int n, float *c, int ldc, int n_tokens, int sub,
+                 int has_min) {
+    float32x4_t total[TILE_TOKENS][2];
+    for (int t = 0; t < n_tokens; t++)
+        for (int h = 0; h < 2; h++) total[t][h] = vld1q_f32(c + t * ldc + 4 * h);
+    const int8_t *w = (const int8_t *)panel->codes, *a = x->codes;
+    for (int s = 0; s < n / sub; s++) {
+        int32x4_t sum[TILE_TOKENS][2];
+        for (int t = 0; t < n_tokens; t++) sum[t][0] = sum[t][1] = vdupq_n_s32(0);
+        for (int k = 0; k < sub / 4; k++, w += 4 * TILE_ROWS, a += 4 * n_tokens) {
+            const int8x16_t w0 = vld1q_s8(w), w1 = vld1q_s8(w + 16);
+            for (int t = 0; t < n_tokens; t++) {
+                const int8x16_t four = broadcast4(a + 4 * t);
+                sum[t][0] = vdotq_s32(sum[t][0], w0, four);
+                sum[t][1] = vdotq_s32(sum[t][1], w1, four);
+            }
+        }
+        const float *a_scale = x->scales + s * sub / LC_GROUP * n_tokens;
+        const float *a_sum = (sub == 32 ? x->sums32 : x->sums16) + s * n_tokens;
+        for (int h = 0; h < 2; h++) {
+            const float32x4_t scale = vld1q_f32(panel->scales + s * TILE_ROWS + 4 * h);
+            for (int t = 0; t < n_tokens; t++)
+                total[t][h] = vfmaq_f32(total[t][h], vcvtq_f32_s32(sum[t][h]), vmulq_n_f32(scale, a_scale[t]));
+            if (!has_min) continue;
+            const float32x4_t min = vld1q_f32(panel->mins + s * TILE_ROWS + 4 * h);
+            for (int t = 0; t < n_tokens; t++) total[t][h] = vfmsq_n_f32(total[t][h], min, a_sum[t]);
+        }
+    }
+    for (int t = 0; t < n_tokens; t++)
+        for (int h = 0; h < 2; h++) vst1q_f32(c + t * ldc + 4 * h, total[t][h]);
+}
+
+#define DEFINE_TILE(name, sub, has_min)                                                       \
+    static void name(const lc_panel *panel, const lc_q8_block *x, int n, float *c, int ldc) { \
+        switch (x->n_tokens) {                                                                \
+        case 1: tile(panel, x, n, c, ldc, 1, sub, has_min); break;                            \
+        case 2: tile(panel, x, n, c, ldc, 2, sub, has_min); break;                            \
+        case 3: tile(panel, x, n, c, ldc, 3, sub, has_min); break;                            \
+        default: tile(panel, x, n, c, ldc, 4, sub, has_min);                                  \
+        }                                                                                     \
+    }
+DEFINE_TILE(tile_32, 32, 0)
+DEFINE_TILE(tile_16, 16, 0)
+DEFINE_TILE(tile_32_min, 32, 1)
+DEFINE_TILE(tile_16_min, 16, 1)
+
+/* --- float types ---------------------------------------------------------------------------------------------- */
+
+INLINE float32x4_t load4_f32(const uint8_t *p) { return vreinterpretq_f32_u8(vld1q_u8(p)); }
+INLINE float32x4_t load4_f16(const uint8_t *p) { return vcvt_f32_f16(vreinterpret_f16_u8(vld1_u8(p))); }
+INLINE float32x4_t load4_bf16(const uint8_t *p) {
+    return vreinterpretq_f32_u32(vshll_n_u16(vreinterpret_u16_u8(vld1_u8(p)), 16));
+}
+
+typedef float32x4_t (*load4_fn)(const uint8_t *);
+
+/* A block of n_rows x n_tokens sums, both at most 4, each in four lanes. */
+INLINE void dot_block(const uint8_t *rows, size_t row_bytes, const float *x, size_t ldx, int n, float *y, size_t ldy,
+                      int n_rows, int n_tokens, load4_fn load, size_t size) {
+    float32x4_t sum[4][4];
+    for (int r = 0; r < n_rows; r++)
+        for (int t = 0; t < n_tokens; t++) sum[r][t] = vdupq_n_f32(0);
+    const int whole = n / 4 * 4;
+    for (int i = 0; i < n; i += 4) {
+        float32x4_t w[4];
+        uint8_t w_tail[16] = {0};
+        float x_tail[4] = {0};
+        for (int r = 0; r < n_rows; r++) {
+            const uint8_t *from = rows + (size_t)r * row_bytes + (size_t)i * size;
+            if (i == whole) from = memcpy(w_tail, from, (size_t)(n - i) * size);
+            w[r] = load(from);
+        }
+        for (int t = 0; t < n_tokens; t++) {
+            const float *from = x + (size_t)t * ldx + i;
+            if (i == whole) from = memcpy(x_tail, from, (size_t)(n - i) * sizeof *x);
+            const float32x4_t v = vld1q_f32(from);
+            for (int r = 0; r < n_rows; r++) sum[r][t] = vfmaq_f32(sum[r][t], w[r], v);
+        }
+    }
+    for (int r = 0; r < n_rows; r++)
+        for (int t = 0; t < n_tokens; t++) y[(size_t)t * ldy + (size_t)r] = vaddvq_f32(sum[r][t]);
+}
+
+INLINE void dot_rows(const uint8_t *rows, size_t row_bytes, int n_rows, const float *x, size_t ldx, int n_tokens, int n,
+                     float *y, size_t ldy, load4_fn load, size_t size) {
+    int r = 0;
+    for (; r + 4 <= n_rows; r += 4, rows += 4 * row_bytes, y += 4) {
+        int t = 0;
+        for (; t + 4 <= n_tokens; t += 4)
+            dot_block(rows, row_bytes, x + (size_t)t * ldx, ldx, n, y + (size_t)t * ldy, ldy, 4, 4, load, size);
+        for (; t < n_tokens; t++)
+            dot_block(rows, row_bytes, x + (size_t)t * ldx, ldx, n, y + (size_t)t * ldy, ldy, 4, 1, load, size);
+    }
+    for (; r < n_rows; r++, rows += row_bytes, y++)
+        for (int t = 0; t < n_tokens; t++)
+            dot_block(rows, row_bytes, x + (size_t)t * ldx, ldx, n, y + (size_t)t * ldy, ldy, 1, 1, load, size);
+}
+
+#define DEFINE_DOT(name, load, size)                                                                              \
+    static void name(const uint8_t *rows, size_t row_bytes, int n_rows, const float *x, size_t ldx, int n_tokens, \
+                     int n, float *y, size_t ldy) {                                                               \
+        dot_rows(rows, row_bytes, n_rows, x, ldx, n_tokens, n, y, ldy, load, size);                               \
+    }
+DEFINE_DOT(dot_f32, load4_f32, 4)
+DEFINE_DOT(dot_f16, load4_f16, 2)
+DEFINE_DOT(dot_bf16, load4_bf16, 2)
+
+/* --- rows ----------------------------------------------------------------------------------------------------- */
+
+static void half_to_float(const uint16_t *h, int n, float *x) {
+    int i = 0;
+    for (; i + 4 <= n; i += 4) vst1q_f32(x + i, vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(h + i))));
+    for (; i < n; i++) x[i] = lc_half_to_float(h[i]);
+}
+
+static void float_to_half(const float *x, int n, uint16_t *h) {
+    int i = 0;
+    for (; i + 4 <= n; i += 4) vst1_u16(h + i, vreinterpret_u16_f16(vcvt_f16_f32(vld1q_f32(x + i))));
+    for (; i < n; i++) h[i] = lc_float_to_half(x[i]);
+}
+
+/* --- attention ------------------------------------------------------------------------------------------------ */
+
+INLINE void scores_block(const float *q, const float *k, int d, float scale, float *scores, int lds, int n_q, int n_k) {
+    float32x4_t sum[2][4];
+    for (int i = 0; i < n_q; i++)
+        for (int j = 0; j < n_k; j++) sum[i][j] = vdupq_n_f32(0);
+    for (int e = 0; e < d; e += 4) {
+        float32x4_t v[2];
+        for (int i = 0; i < n_q; i++) v[i] = vld1q_f32(q + i * d + e);
+        for (int j = 0; j < n_k; j++) {
+            const float32x4_t key = vld1q_f32(k + j * d + e);
+            for (int i = 0; i < n_q; i++) sum[i][j] = vfmaq_f32(sum[i][j], v[i], key);
+        }
+    }
+    for (int i = 0; i < n_q; i++)
+        for (int j = 0; j < n_k; j++) scores[i * lds + j] = vaddvq_f32(sum[i][j]) * scale;
+}
+
+INLINE void scores_rows(const float *q, const float *k, int n_k, int d, float scale, float *scores, int lds, int n_q) {
+    int j = 0;
+    for (; j + 4 <= n_k; j += 4) scores_block(q, k + j * d, d, scale, scores + j, lds, n_q, 4);
+    for (; j < n_k; j++) scores_block(q, k + j * d, d, scale, scores + j, lds, n_q, 1);
+}
+
+static void attend_scores(const float *q, int n_q, const float *k, int n_k, int d, float scale, float *scores,
+                          int lds) {
+    int i = 0;
+    for (; i + 2 <= n_q; i += 2) scores_rows(q + i * d, k, n_k, d, scale, scores + i * lds, lds, 2);
+    if (i < n_q) scores_rows(q + i * d, k, n_k, d, scale, scores + i * lds, lds, 1);
+}
+
+INLINE void mix_block(const float *weights, int ldw, const float *keep, const float *v, int n_k, int d, float *out,
+                      int n_q) {
+    float32x4_t sum[4][4];
+    for (int i = 0; i < n_q; i++)
+        for (int e = 0; e < 4; e++) sum[i][e] = vmulq_n_f32(vld1q_f32(out + i * d + 4 * e), keep[i]);
+    for (int j = 0; j < n_k; j++)
+        for (int e = 0; e < 4; e++) {
+            const float32x4_t value = vld1q_f32(v + j * d + 4 * e);
+            for (int i = 0; i < n_q; i++) sum[i][e] = vfmaq_n_f32(sum[i][e], value, weights[i * ldw + j]);
+        }
+    for (int i = 0; i < n_q; i++)
+        for (int e = 0; e < 4; e++) vst1q_f32(out + i * d + 4 * e, sum[i][e]);
+}
+
+static void attend_mix(const float *weights, int ldw, const float *keep, int n_q, const float *v, int n_k, int d,
+                       float *out) {
+    int i = 0;
+    for (; i + 4 <= n_q; i += 4)
+        for (int e = 0; e < d; e += 16) mix_block(weights + i * ldw, ldw, keep + i, v + e, n_k, d, out + i * d + e, 4);
+    for (; i < n_q; i++)
+        for (int e = 0; e < d; e += 16) mix_block(weights + i * ldw, ldw, keep + i, v + e, n_k, d, out + i * d + e, 1);
+}
+
+void lc_kernels_neon(lc_kernels *table) {
+    table->isa = "neon";
+    table->tile_rows = TILE_ROWS;
+    table->tile_tokens = TILE_TOKENS;
+    table->quantize_q8 = quantize_q8;
+    table->tile[0] = tile_32;
+    table->tile[1] = tile_16;
+    table->tile[2] = tile_32_min;
+    table->tile[3] = tile_16_min;
+    table->dot_f32 = dot_f32;
+    table->dot_f16 = dot_f16;
+    table->dot_bf16 = dot_bf16;
+    table->half_to_float = half_to_float;
+    table->float_to_half = float_to_half;
+    table->attend_scores = attend_scores;
+    table->attend_mix = attend_mix;
+}
