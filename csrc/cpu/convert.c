@@ -91,8 +91,7 @@ static void convert_job(void *context, int thread) {
     enum { ROWS = 16 };
     const conversion *job = context;
     const size_t row_bytes = lc_row_bytes(job->format, job->n);
-    (void)thread;
-    for (int64_t first; (first = (int64_t)lc_pool_take(job->pool) * ROWS) < job->n_rows;) {
+    for (int64_t first = (int64_t)thread * ROWS; first < job->n_rows; first = (int64_t)lc_pool_take(job->pool) * ROWS) {
         const int64_t end = first + ROWS < job->n_rows ? first + ROWS : job->n_rows;
         for (int64_t r = first; r < end; r++) {
             float *x = job->x + r * job->n;

@@ -47,6 +47,11 @@ typedef struct lc_panel {
     float *mins;    /* [n / sub][tile_rows]; only where the format has minimums */
 } lc_panel;
 
+/* Asks for n bytes to be brought into the second-level cache; the address need not be valid. */
+static inline void lc_fetch(const uint8_t *p, size_t n) {
+    for (size_t i = 0; i < n; i += 64) __builtin_prefetch(p + i, 0, 2);
+}
+
 /* Which of the four tile kernels a format wants. */
 static inline int lc_tile_kind(const lc_format *format) { return (format->sub == 16) + 2 * format->has_min; }
 
@@ -54,11 +59,14 @@ static inline int lc_tile_kind(const lc_format *format) { return (format->sub ==
 typedef void (*lc_tile_fn)(const lc_panel *panel, const lc_q8_block *x, int n, float *c, int ldc);
 
 /* Takes n values (a multiple of the block, at most LC_PANEL_ELEMS) of tile_rows rows apart; rows stand row_bytes
- * apart, those from n_rows on do not exist: their place holds anything finite. */
-typedef void (*lc_unpack_tile_fn)(const uint8_t *rows, size_t row_bytes, int n_rows, int n, lc_panel *panel);
+ * apart, those from n_rows on do not exist: their place holds anything finite. Meanwhile it asks for as many bytes from
+ * `ahead` on as it reads itself: what will be wanted next. Many rows at once are more streams than processors foresee. */
+typedef void (*lc_unpack_tile_fn)(const uint8_t *rows, size_t row_bytes, int n_rows, int n, const uint8_t *ahead,
+                                  lc_panel *panel);
 
 /* c[r] = row r . x, x of one token, whole rows of n values; n_rows <= tile_rows. Same sums as the tile kernel. */
-typedef void (*lc_matvec_fn)(const uint8_t *rows, size_t row_bytes, int n_rows, const lc_q8_block *x, int n, float *c);
+typedef void (*lc_matvec_fn)(const uint8_t *rows, size_t row_bytes, int n_rows, const lc_q8_block *x, int n,
+                             const uint8_t *ahead, float *c);
 
 /* y[t * ldy + r] = row r . x[t] for float types: n_rows rows that stand row_bytes apart, n_tokens rows of x, ldx
  * floats apart. Each sum runs in several lanes that are added in a fixed order at the end. */

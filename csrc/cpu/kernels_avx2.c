@@ -171,10 +171,12 @@ INLINE __m256 unpack_q8_0(const uint8_t *const row[TILE_ROWS], size_t at, __m256
 
 /* unpack_tile and matvec for formats with one scale and no minimum for 32 values. */
 #define DEFINE_SIMPLE(name)                                                                                     \
-    static void unpack_tile_##name(const uint8_t *rows, size_t row_bytes, int n_rows, int n, lc_panel *panel) { \
+    static void unpack_tile_##name(const uint8_t *rows, size_t row_bytes, int n_rows, int n,                    \
+                                   const uint8_t *ahead, lc_panel *panel) {                                     \
         const uint8_t *row[TILE_ROWS];                                                                          \
         row_pointers(rows, row_bytes, n_rows, row);                                                             \
-        for (int g = 0; g < n / 32; g++) {                                                                      \
+        for (int g = 0; g < n / 32; g++, ahead += TILE_ROWS * sizeof(lc_block_##name)) {                        \
+            lc_fetch(ahead, TILE_ROWS * sizeof(lc_block_##name));                                               \
             __m256i w[8];                                                                                       \
             const __m256 scale = unpack_##name(row, (size_t)g * sizeof(lc_block_##name), w);                    \
             _mm256_storeu_ps(panel->scales + g * TILE_ROWS, scale);                                             \
@@ -183,11 +185,12 @@ INLINE __m256 unpack_q8_0(const uint8_t *const row[TILE_ROWS], size_t at, __m256
         }                                                                                                       \
     }                                                                                                           \
     static void matvec_##name(const uint8_t *rows, size_t row_bytes, int n_rows, const lc_q8_block *x, int n,   \
-                              float *c) {                                                                       \
+                              const uint8_t *ahead, float *c) {                                                 \
         const uint8_t *row[TILE_ROWS];                                                                          \
         row_pointers(rows, row_bytes, n_rows, row);                                                             \
         __m256 total = _mm256_setzero_ps();                                                                     \
-        for (int g = 0; g < n / 32; g++) {                                                                      \
+        for (int g = 0; g < n / 32; g++, ahead += TILE_ROWS * sizeof(lc_block_##name)) {                        \
+            lc_fetch(ahead, TILE_ROWS * sizeof(lc_block_##name));                                               \
             __m256i w[8], sum = _mm256_setzero_si256();                                                         \
             const __m256 scale = unpack_##name(row, (size_t)g * sizeof(lc_block_##name), w);                    \
             for (int k = 0; k < 8; k++)                                                                         \

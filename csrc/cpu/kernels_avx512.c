@@ -38,11 +38,6 @@ static void quantize_q8(const float *x, int n, const lc_q8_block *block, int t) 
     }
 }
 
-/* sum += 16 rows' next four codes times the four of one token, which the instruction broadcasts from memory; no
- * intrinsic says that. */
-#define DOT4(sum, w, four) \
-    __asm__("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(w), "m"(*(const int32_t *)(const void *)(four)))
-
 /* M(t) for each token of a tile of N. Named variables instead of arrays, which the compiler would keep in memory. */
 #define TOKENS_1(M) M(0)
 #define TOKENS_2(M) TOKENS_1(M) M(1)
@@ -346,18 +341,22 @@ void lc_kernels_avx512(lc_kernels *table) {
     table->tile[1] = tile_16;
     table->tile[2] = tile_32_min;
     table->tile[3] = tile_16_min;
-    table->unpack_tile[LC_TYPE_Q4_0] = unpack_q4_0;
-    table->unpack_tile[LC_TYPE_Q4_1] = unpack_q4_1;
-    table->unpack_tile[LC_TYPE_Q5_0] = unpack_q5_0;
-    table->unpack_tile[LC_TYPE_Q5_1] = unpack_q5_1;
-    table->unpack_tile[LC_TYPE_Q8_0] = unpack_q8_0;
-    table->unpack_tile[LC_TYPE_Q2_K] = unpack_q2_k;
-    table->unpack_tile[LC_TYPE_Q3_K] = unpack_q3_k;
-    table->unpack_tile[LC_TYPE_Q4_K] = unpack_q4_k;
-    table->unpack_tile[LC_TYPE_Q5_K] = unpack_q5_k;
-    table->unpack_tile[LC_TYPE_Q6_K] = unpack_q6_k;
-    table->unpack_tile[LC_TYPE_IQ4_NL] = unpack_iq4_nl;
-    table->unpack_tile[LC_TYPE_IQ4_XS] = unpack_iq4_xs;
+#define USE(name, NAME)                              \
+    table->unpack_tile[LC_TYPE_##NAME] = unpack_##name; \
+    table->matvec[LC_TYPE_##NAME] = matvec_##name;
+    USE(q4_0, Q4_0)
+    USE(q4_1, Q4_1)
+    USE(q5_0, Q5_0)
+    USE(q5_1, Q5_1)
+    USE(q8_0, Q8_0)
+    USE(iq4_nl, IQ4_NL)
+    USE(q2_k, Q2_K)
+    USE(q3_k, Q3_K)
+    USE(q4_k, Q4_K)
+    USE(q5_k, Q5_K)
+    USE(q6_k, Q6_K)
+    USE(iq4_xs, IQ4_XS)
+#undef USE
     table->dot_f32 = dot_f32;
     table->dot_f16 = dot_f16;
     table->dot_bf16 = dot_bf16;

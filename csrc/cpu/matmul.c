@@ -67,47 +67,73 @@ static void unpack_plain(const lc_kernels *kernels, const lc_format *format, con
 }
 
 static void unpack_tile(const lc_kernels *kernels, const lc_weight *weight, const uint8_t *rows, size_t row_bytes,
-                        int n_rows, int n, lc_panel *panel) {
+                        int n_rows, int n, const uint8_t *ahead, lc_panel *panel) {
     if (kernels->unpack_tile[weight->type] != NULL)
-        kernels->unpack_tile[weight->type](rows, row_bytes, n_rows, n, panel);
+        kernels->unpack_tile[weight->type](rows, row_bytes, n_rows, n, ahead, panel);
     else
         unpack_plain(kernels, lc_format_of(weight->type), weight->grid, rows, row_bytes, n_rows, n, panel);
 }
 
-/* One token: the rows are read once, as they lie. */
+static int at_most(int n, int limit) { return n < limit ? n : limit; }
+
+/* A decoding step: the rows are read once, as they lie. */
 static void matvec_chunk(const lc_kernels *kernels, const lc_weight *weight, const uint8_t *rows, size_t row_bytes,
-                         int n_rows, const lc_q8_store *q8, float *c) {
+                         int n_rows, const lc_q8_store *q8, const uint8_t *ahead, float *c) {
     const lc_q8_block x = lc_q8_block_at(kernels, q8, 0);
-    for (int r = 0; r < n_rows; r += kernels->tile_rows) {
-        const int left = n_rows - r;
-        kernels->matvec[weight->type](rows + (size_t)r * row_bytes, row_bytes,
-                                      left < kernels->tile_rows ? left : kernels->tile_rows, &x, weight->n_in, c + r);
+    const int tile = kernels->tile_rows;
+    for (int r = 0; r < n_rows; r += tile) {
+        const uint8_t *here = rows + (size_t)r * row_bytes;
+        const uint8_t *next = r + tile < n_rows ? here + (size_t)tile * row_bytes : ahead;
+        kernels->matvec[weight->type](here, row_bytes, at_most(n_rows - r, tile), &x, weight->n_in, next, c + r);
     }
 }
 
-/* Panels of all the chunk's tiles over a stretch of k are unpacked once and meet every token while they are in cache.
- * Each sum still runs through k in order. */
-static void tiles_chunk(const lc_kernels *kernels, const lc_weight *weight, const uint8_t *rows, size_t row_bytes,
-                        int n_rows, const lc_q8_store *q8, const lc_matmul_scratch *scratch, float *c) {
+/* One block of tokens: each tile of rows from end to end, in the order of memory. */
+static void few_tokens_chunk(const lc_kernels *kernels, const lc_weight *weight, const uint8_t *rows, size_t row_bytes,
+                             int n_rows, const lc_q8_store *q8, const uint8_t *ahead, const lc_matmul_scratch *scratch,
+                             float *c) {
     const lc_format *format = lc_format_of(weight->type);
-    const lc_tile_fn tile = kernels->tile[lc_tile_kind(format)];
-    const int n_blocks = (q8->n_tokens + kernels->tile_tokens - 1) / kernels->tile_tokens;
-    memset(c, 0, (size_t)q8->n_tokens * LC_CHUNK_ROWS * sizeof *c);
-    for (int k0 = 0; k0 < weight->n_in; k0 += LC_PANEL_ELEMS) {
-        const int n = weight->n_in - k0 < LC_PANEL_ELEMS ? weight->n_in - k0 : LC_PANEL_ELEMS;
-        const uint8_t *part = rows + lc_row_bytes(format, k0);
-        for (int r = 0; r < n_rows; r += kernels->tile_rows) {
-            lc_panel panel = panel_at(kernels, scratch->panels, r / kernels->tile_rows);
-            unpack_tile(kernels, weight, part + (size_t)r * row_bytes, row_bytes,
-                        n_rows - r < kernels->tile_rows ? n_rows - r : kernels->tile_rows, n, &panel);
+    const lc_q8_block block = lc_q8_block_at(kernels, q8, 0);
+    const int tile = kernels->tile_rows;
+    lc_panel panel = panel_at(kernels, scratch->panels, 0);
+    for (int r = 0; r < n_rows; r += tile) {
+        const uint8_t *here = rows + (size_t)r * row_bytes;
+        const uint8_t *next = r + tile < n_rows ? here + (size_t)tile * row_bytes : ahead;
+        for (int k0 = 0; k0 < weight->n_in; k0 += LC_PANEL_ELEMS) {
+            const int n = at_most(weight->n_in - k0, LC_PANEL_ELEMS);
+            const lc_q8_block x = lc_q8_block_from(&block, k0);
+            const size_t at = lc_row_bytes(format, k0);
+            unpack_tile(kernels, weight, here + at, row_bytes, at_most(n_rows - r, tile), n, next + (size_t)tile * at,
+                        &panel);
+            kernels->tile[lc_tile_kind(format)](&panel, &x, n, c + r, LC_CHUNK_ROWS);
         }
+    }
+}
+
+/* Many tokens: panels of all the chunk's tiles over a stretch of k are unpacked once and meet every token while they
+ * are in cache. Each sum still runs through k in order. */
+static void many_tokens_chunk(const lc_kernels *kernels, const lc_weight *weight, const uint8_t *rows, size_t row_bytes,
+                              int n_rows, const lc_q8_store *q8, const lc_matmul_scratch *scratch, float *c) {
+    const lc_format *format = lc_format_of(weight->type);
+    const lc_tile_fn multiply = kernels->tile[lc_tile_kind(format)];
+    const int tile = kernels->tile_rows, n_blocks = (q8->n_tokens + kernels->tile_tokens - 1) / kernels->tile_tokens;
+    for (int k0 = 0; k0 < weight->n_in; k0 += LC_PANEL_ELEMS) {
+        const int n = at_most(weight->n_in - k0, LC_PANEL_ELEMS);
+        const size_t n_bytes = lc_row_bytes(format, n);
+        const uint8_t *part = rows + lc_row_bytes(format, k0);
+        for (int r = 0; r < n_rows; r += tile) {
+            lc_panel panel = panel_at(kernels, scratch->panels, r / tile);
+            const uint8_t *here = part + (size_t)r * row_bytes;
+            unpack_tile(kernels, weight, here, row_bytes, at_most(n_rows - r, tile), n, here, &panel);
+        }
+        for (int r = 0; r < n_rows && k0 + n < weight->n_in; r++) lc_fetch(part + n_bytes + (size_t)r * row_bytes, n_bytes);
         for (int b = 0; b < n_blocks; b++) {
             const lc_q8_block block = lc_q8_block_at(kernels, q8, b);
             const lc_q8_block x = lc_q8_block_from(&block, k0);
             float *c_block = c + (size_t)b * (size_t)kernels->tile_tokens * LC_CHUNK_ROWS;
-            for (int r = 0; r < n_rows; r += kernels->tile_rows) {
-                const lc_panel panel = panel_at(kernels, scratch->panels, r / kernels->tile_rows);
-                tile(&panel, &x, n, c_block + r, LC_CHUNK_ROWS);
+            for (int r = 0; r < n_rows; r += tile) {
+                const lc_panel panel = panel_at(kernels, scratch->panels, r / tile);
+                multiply(&panel, &x, n, c_block + r, LC_CHUNK_ROWS);
             }
         }
     }
@@ -121,7 +147,7 @@ static void floats_rows(lc_float_tile_fn dot, const lc_kernels *kernels, const l
     int step = (int)(X_BYTES / (ldx * sizeof *x));
     if (step < kernels->tile_tokens) step = kernels->tile_tokens;
     for (int t = 0; t < n_tokens; t += step)
-        dot(rows, row_bytes, n_rows, x + (size_t)t * ldx, ldx, n_tokens - t < step ? n_tokens - t : step, weight->n_in,
+        dot(rows, row_bytes, n_rows, x + (size_t)t * ldx, ldx, at_most(n_tokens - t, step), weight->n_in,
             c + (size_t)t * LC_CHUNK_ROWS, LC_CHUNK_ROWS);
 }
 
@@ -135,7 +161,7 @@ static void floats_chunk(const lc_kernels *kernels, const lc_weight *weight, con
     default: break;
     }
     for (int r = 0; r < n_rows; r += LC_FLOAT_ROWS) { /* other formats become float32, a few rows at a time */
-        const int n = n_rows - r < LC_FLOAT_ROWS ? n_rows - r : LC_FLOAT_ROWS;
+        const int n = at_most(n_rows - r, LC_FLOAT_ROWS);
         for (int i = 0; i < n; i++)
             lc_dequantize_row(weight->type, rows + (size_t)(r + i) * row_bytes, weight->grid, weight->n_in,
                               scratch->rows + (size_t)i * n_in);
@@ -145,14 +171,21 @@ static void floats_chunk(const lc_kernels *kernels, const lc_weight *weight, con
 }
 
 void lc_matmul_chunk(const lc_kernels *kernels, const lc_weight *weight, int row0, int n_rows, const lc_q8_store *q8,
-                     const float *x, int n_tokens, const lc_matmul_scratch *scratch, float *c) {
+                     const float *x, int n_tokens, const uint8_t *ahead, const lc_matmul_scratch *scratch, float *c) {
     const lc_format *format = lc_format_of(weight->type);
     const size_t row_bytes = lc_row_bytes(format, weight->n_in);
     const uint8_t *rows = weight->data + (size_t)row0 * row_bytes;
-    if (!format->is_q8)
+    if (!format->is_q8) {
         floats_chunk(kernels, weight, rows, row_bytes, n_rows, x, n_tokens, scratch, c);
-    else if (n_tokens == 1 && kernels->matvec[weight->type] != NULL)
-        matvec_chunk(kernels, weight, rows, row_bytes, n_rows, q8, c);
+        return;
+    }
+    if (n_tokens == 1 && kernels->matvec[weight->type] != NULL) {
+        matvec_chunk(kernels, weight, rows, row_bytes, n_rows, q8, ahead, c);
+        return;
+    }
+    memset(c, 0, (size_t)n_tokens * LC_CHUNK_ROWS * sizeof *c);
+    if (n_tokens <= kernels->tile_tokens)
+        few_tokens_chunk(kernels, weight, rows, row_bytes, n_rows, q8, ahead, scratch, c);
     else
-        tiles_chunk(kernels, weight, rows, row_bytes, n_rows, q8, scratch, c);
+        many_tokens_chunk(kernels, weight, rows, row_bytes, n_rows, q8, scratch, c);
 }

@@ -33,8 +33,8 @@ typedef struct lc_matmul_scratch {
 size_t lc_panel_bytes(const lc_kernels *kernels);
 
 /* Where rows of `weight` from row0 on meet all tokens: c[t * LC_CHUNK_ROWS + r], r < n_rows. Quantized formats read
- * `q8`, float types read x [n_tokens][n_in]. */
+ * `q8`, float types read x [n_tokens][n_in]. `ahead`: where the thread will read next. */
 void lc_matmul_chunk(const lc_kernels *kernels, const lc_weight *weight, int row0, int n_rows, const lc_q8_store *q8,
-                     const float *x, int n_tokens, const lc_matmul_scratch *scratch, float *c);
+                     const float *x, int n_tokens, const uint8_t *ahead, const lc_matmul_scratch *scratch, float *c);
 
 #endif

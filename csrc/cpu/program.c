@@ -114,17 +114,38 @@ static void epilogue(const lc_program *p, const lc_op *op, int weight, int row0,
     }
 }
 
-static void run_linear_item(const lc_program *p, const lc_op *op, int item, const lc_matmul_scratch *scratch) {
-    const int n_tokens = rows_of(p, op), rows = chunk_rows(p, op, n_tokens);
-    const bool is_pair = op->epilogue == LC_APPLY_SILU_MUL;
+/* Which rows of which weight an item is. */
+typedef struct piece {
+    int weight, row0, n_rows;
+} piece;
+
+static piece piece_of(const lc_program *p, const lc_op *op, int item) {
+    const int rows = chunk_rows(p, op, rows_of(p, op));
     int weight = 0;
     while (item >= chunks_of(op->weights[weight].n_out, rows)) item -= chunks_of(op->weights[weight++].n_out, rows);
-    const int row0 = item * rows, left = op->weights[weight].n_out - row0, n_rows = left < rows ? left : rows;
+    const int row0 = item * rows, left = op->weights[weight].n_out - row0;
+    return (piece){weight, row0, left < rows ? left : rows};
+}
+
+static const uint8_t *piece_data(const lc_op *op, piece at) {
+    const lc_weight *w = &op->weights[at.weight];
+    return w->data + (size_t)at.row0 * lc_row_bytes(lc_format_of(w->type), w->n_in);
+}
+
+/* `next` is the item that this thread does after this one, -1 if there is none. */
+static void run_linear_item(const lc_program *p, const lc_op *op, int item, int next, const lc_matmul_scratch *scratch) {
+    const int n_tokens = rows_of(p, op);
+    const piece here = piece_of(p, op, item);
     const lc_q8_store q8 = {p->q8.memory, n_tokens, op->width};
-    for (int i = 0; i < 1 + is_pair; i++)
-        lc_matmul_chunk(p->pool->kernels, &op->weights[weight + i], row0, n_rows, &q8,
-                        op->x == LC_NO_SLOT ? NULL : slot(p, op->x), n_tokens, scratch, scratch->c[i]);
-    epilogue(p, op, weight, row0, n_rows, scratch);
+    const uint8_t *after = piece_data(op, next < 0 ? here : piece_of(p, op, next));
+    const float *x = slot(p, op->x);
+    const bool is_pair = op->epilogue == LC_APPLY_SILU_MUL;
+    for (int i = 0; i < 1 + is_pair; i++) {
+        const piece twin = {here.weight + 1, here.row0, here.n_rows};
+        lc_matmul_chunk(p->pool->kernels, &op->weights[here.weight + i], here.row0, here.n_rows, &q8, x, n_tokens,
+                        is_pair && i == 0 ? piece_data(op, twin) : after, scratch, scratch->c[i]);
+    }
+    epilogue(p, op, here.weight, here.row0, here.n_rows, scratch);
 }
 
 static lc_attention attention_of(const lc_program *p, const lc_op *op) {
@@ -147,7 +168,7 @@ static int count_items(const lc_program *p, const lc_phase *ph) {
     return n;
 }
 
-static void run_item(const lc_program *p, const lc_phase *ph, int item, int thread) {
+static void run_item(const lc_program *p, const lc_phase *ph, int item, int next, int thread) {
     uint8_t *scratch = p->scratch + (size_t)thread * p->scratch_bytes;
     const lc_op *op = &p->ops[ph->first];
     if (ph->kind == LC_PHASE_ATTEND) {
@@ -157,7 +178,7 @@ static void run_item(const lc_program *p, const lc_phase *ph, int item, int thre
         float *c = (float *)(void *)(scratch + p->panel_bytes);
         float *c2 = c + p->c_bytes / sizeof *c;
         const lc_matmul_scratch parts = {scratch, {c, c2}, c2 + p->c_bytes / sizeof *c};
-        run_linear_item(p, op, item, &parts);
+        run_linear_item(p, op, item, next, &parts);
     } else {
         const int n_rows = rows_of(p, op), per_item = rows_per_item(p, n_rows);
         const int end = (item + 1) * per_item < n_rows ? (item + 1) * per_item : n_rows;
@@ -172,7 +193,20 @@ static void advance(lc_program *p, int thread) {
         const lc_phase *ph = &p->phases[p->phase];
         const int n = count_items(p, ph);
         if (n > 1 && p->pool->n_threads > 1) return;
-        for (int item = 0; item < n; item++) run_item(p, ph, item, thread);
+        for (int item = 0; item < n; item++) run_item(p, ph, item, item + 1 < n ? item + 1 : -1, thread);
+    }
+}
+
+/* Before the threads meet: the start of what this thread will read in the next LINEAR. Memory would idle meanwhile. */
+static void fetch_next(const lc_program *p, int thread) {
+    for (int i = p->phase + 1; i < p->n_phases; i++) {
+        if (p->phases[i].kind != LC_PHASE_LINEAR) continue;
+        const lc_op *op = &p->ops[p->phases[i].first];
+        const lc_weight *w = &op->weights[0];
+        if (rows_of(p, op) == 0 || thread >= count_items(p, &p->phases[i])) return;
+        const size_t n_bytes = (size_t)p->pool->kernels->tile_rows * lc_row_bytes(lc_format_of(w->type), w->n_in);
+        lc_fetch(piece_data(op, piece_of(p, op, thread)), n_bytes);
+        return;
     }
 }
 
@@ -181,7 +215,11 @@ static void program_job(void *context, int thread) {
     while (p->phase < p->n_phases) {
         const lc_phase *ph = &p->phases[p->phase];
         const int n = count_items(p, ph);
-        for (int item; (item = lc_pool_take(p->pool)) < n;) run_item(p, ph, item, thread);
+        for (int item = thread, next; item < n; item = next) {
+            next = lc_pool_take(p->pool);
+            run_item(p, ph, item, next < n ? next : -1, thread);
+        }
+        fetch_next(p, thread);
         if (lc_pool_arrive(p->pool)) {
             advance(p, thread);
             lc_pool_release(p->pool);

@@ -42,9 +42,10 @@ struct lc_pool {
 /* Runs `job` on every thread and returns when all are done. */
 int lc_pool_run(lc_pool *pool, lc_job job, void *context);
 
-/* The next piece of work of this phase: 0, 1, 2 ... over all threads. */
+/* The number of a thread's next piece of work in this phase. Its first one has the thread's own number, so that it is
+ * known before the phase starts. */
 static inline int lc_pool_take(lc_pool *pool) {
-    return atomic_fetch_add_explicit(&pool->next_item, 1, memory_order_relaxed);
+    return pool->n_threads + atomic_fetch_add_explicit(&pool->next_item, 1, memory_order_relaxed);
 }
 
 /* The end of a phase. True for the thread that came last: it alone goes on, the others wait until it calls

@@ -209,10 +209,10 @@ static void test_matmul(const lc_kernels *k, const lc_format *format, int32_t ty
             memset(scratch.panels, 0xFF, LC_CHUNK_ROWS / (size_t)both[i]->tile_rows * lc_panel_bytes(both[i]));
             c[i] = take(c_size * 4);
             memset(c[i], 0xFF, c_size * 4);
-            lc_matmul_chunk(both[i], &weight, 0, n_out, &q8, x, n_tokens, &scratch, c[i]);
+            lc_matmul_chunk(both[i], &weight, 0, n_out, &q8, x, n_tokens, data, &scratch, c[i]);
             if (i == 0) { /* rows from the middle give the same bits */
                 at_once = take(c_size * 4);
-                lc_matmul_chunk(k, &weight, 13, n_out - 13, &q8, x, n_tokens, &scratch, at_once);
+                lc_matmul_chunk(k, &weight, 13, n_out - 13, &q8, x, n_tokens, data, &scratch, at_once);
             }
             free(q8.memory), lc_free(scratch.panels), free(scratch.rows);
         }
