@@ -27,7 +27,7 @@ import numpy as np
 from localcoder.convert.config import ModelConfig, read_config
 from localcoder.convert.layout import TensorSpec, tensors_of
 from localcoder.convert.recipes import ALL as RECIPES
-from localcoder.convert.recipes import Recipe
+from localcoder.convert.recipes import Recipe, Traits
 from localcoder.files.gguf_writer import GGUFOutput, TensorInfo
 from localcoder.quants import QuantType, by_name
 from localcoder.quants.registry import BY_NAME
@@ -349,7 +349,8 @@ def write_gguf(path: Path, config: dict[str, Any], type_name: str, *, seed: int 
     recipe = next((r for r in RECIPES if r.name == type_name), Recipe(type_name, RECIPES[0].file_type, type_name))
     weights = RandomWeights(model, seed)
     specs = list(tensors_of(model))
-    qtypes = [recipe.type_of(spec.name, spec.shape, tied=model.tied) for spec in specs]
+    traits = Traits(model.n_layer, model.n_head // model.n_head_kv, model.tied)
+    qtypes = [recipe.type_of(spec.name, spec.shape, traits) for spec in specs]
     with GGUFOutput(path, "llama") as out:
         out.metadata.add_name(path.stem)
         out.metadata.add_file_type(recipe.file_type)

@@ -7,19 +7,26 @@ from pathlib import Path
 import click
 
 from localcoder.cli.common import byte_progress, threads_option
-from localcoder.convert.recipes import NAMES, recipe_by_name
+from localcoder.cli.quantizing import TYPES_NOTE, make_choice, quantizing_options, show_plan
 
 
-@click.command()
+@click.command(epilog=TYPES_NOTE)
 @click.argument("source", metavar="SRC", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option(
-    "--type", "type_name", type=click.Choice(NAMES, case_sensitive=False), default="q8_0", show_default=True,
-    help="What the matrices become.",
-)  # fmt: skip
+@click.option("--type", "type_name", default="q8_0", show_default=True, help="What the matrices become.")
 @click.option("--name", help="The model's name in the file.  [default: the folder's]")
+@quantizing_options
 @threads_option
-def convert(source: Path, out: Path, type_name: str, name: str | None, threads: int | None) -> None:
+def convert(
+    source: Path,
+    out: Path,
+    type_name: str,
+    name: str | None,
+    imatrix_file: Path | None,
+    tensor_types: tuple[str, ...],
+    dry_run: bool,
+    threads: int | None,
+) -> None:
     """Convert a Hugging Face checkpoint into a GGUF file.
 
     SRC is a folder with config.json, tokenizer.json and weights as safetensors or torch .bin files, whole or sharded.
@@ -27,12 +34,16 @@ def convert(source: Path, out: Path, type_name: str, name: str | None, threads: 
     from localcoder.backends.select import open_backend
     from localcoder.convert.converter import convert as convert_checkpoint
 
+    choice = make_choice(type_name, imatrix_file, tensor_types)
     backend = open_backend(threads=threads)
     try:
-        with byte_progress(f"{out.name} ({type_name})") as progress:
-            convert_checkpoint(
-                source, out, recipe_by_name(type_name), quantize=backend.quantize_best, name=name, progress=progress
+        with byte_progress(f"{out.name} ({choice.recipe.name})") as progress:
+            outcome = convert_checkpoint(
+                source, out, choice, quantize=backend.quantize_best, name=name, progress=progress, dry_run=dry_run
             )
     finally:
         backend.close()
-    click.echo(f"wrote {out}: {out.stat().st_size / 2**20:,.1f} MiB", err=True)
+    if dry_run:
+        show_plan(outcome)
+    else:
+        click.echo(f"wrote {out}: {outcome.n_bytes / 2**20:,.1f} MiB", err=True)

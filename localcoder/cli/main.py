@@ -25,6 +25,7 @@ from localcoder.errors import LocalcoderError
 COMMANDS = {
     "run": "Complete a prompt.",
     "convert": "Convert a Hugging Face checkpoint into a GGUF file.",
+    "quantize": "Quantize a GGUF file.",
     "doctor": "Find and repair what makes a model file talk nonsense.",
     "inspect": "Show what is in a GGUF file.",
     "tokenize": "Turn text into token ids.",

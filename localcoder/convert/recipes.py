@@ -7,7 +7,7 @@ a file of ours has the size that people expect of its name.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from localcoder.errors import OptionError
@@ -222,7 +222,7 @@ WRITABLE: tuple[str, ...] = tuple(dict.fromkeys(recipe.matrices for recipe in AL
 
 
 def choose_types(
-    recipe: Recipe, shapes: dict[str, tuple[int, ...]], traits: Traits, overrides: tuple[Override, ...] = ()
+    recipe: Recipe, shapes: Mapping[str, tuple[int, ...]], traits: Traits, overrides: Sequence[Override] = ()
 ) -> dict[str, QuantType]:
     """The type of every tensor: what the first override that matches says, else the recipe.
 

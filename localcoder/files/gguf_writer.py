@@ -94,37 +94,51 @@ class GGUFOutput:
 
     def copy_metadata(self, source: GGUFFile) -> None:
         """Adds what `source` says: its `metadata`, in the types that the file has, or for new values the usual ones."""
-        from gguf import GGUFValueType
-
         for key, value in source.metadata.items():
             if key == "general.architecture" or key.startswith("split."):  # said already; not true of one file
                 continue
             if key == "general.alignment":
                 self.metadata.add_custom_alignment(source.get_int(key))
                 continue
-            plain = value.tolist() if isinstance(value, np.ndarray) else value
-            if plain == []:  # the format's writers leave it out
-                continue
-            kind, element = source.value_types.get(key) or _value_types(value)
-            types = (GGUFValueType(kind), None if element is None else GGUFValueType(element))
-            self.metadata.add_key_value(key, plain, *types)
+            self.add_metadata(key, value, source.value_types.get(key))
 
-    def begin(self, tensors: Sequence[TensorInfo]) -> None:
-        """Writes the metadata and the table of tensors, whose bytes are to follow in this order."""
+    def add_metadata(self, key: str, value: MetadataValue, types: tuple[int, int | None] | None = None) -> None:
+        """Adds one pair; `types` as in `GGUFFile.value_types`, default: the usual ones."""
+        from gguf import GGUFValueType
+
+        plain = value.tolist() if isinstance(value, np.ndarray) else value
+        if plain == []:  # the format's writers leave it out
+            return
+        kind, element = types or _value_types(value)
+        self.metadata.add_key_value(
+            key, plain, GGUFValueType(kind), None if element is None else GGUFValueType(element)
+        )
+
+    def size_of(self, tensors: Sequence[TensorInfo]) -> int:
+        """Bytes of the file with the metadata so far and these tensors."""
+        return len(self._header(tensors)) + self._padded_bytes(tensors)
+
+    def begin(self, tensors: Sequence[TensorInfo]) -> int:
+        """Writes the metadata and the table of tensors, whose bytes are to follow in this order; the file's size."""
         if self._to_write is not None:
             raise ValueError("begin was called before")
         header = self._header(tensors)
-        alignment = self.metadata.data_alignment
-        n_bytes = len(header) + sum(info.nbytes + -info.nbytes % alignment for info in tensors)
+        n_bytes = len(header) + self._padded_bytes(tensors)
         self._file.check_space(n_bytes)
         self._file.write(header)
         self._to_write = deque(tensors)
+        return n_bytes
+
+    def _padded_bytes(self, tensors: Sequence[TensorInfo]) -> int:
+        alignment = self.metadata.data_alignment
+        return sum(info.nbytes + -info.nbytes % alignment for info in tensors)
 
     def _header(self, tensors: Sequence[TensorInfo]) -> bytes:
         from gguf import GGMLQuantizationType
         from gguf.gguf_writer import WriterState
 
         writer, header = self.metadata, io.BytesIO()
+        writer.tensors = [{}]
         for info in tensors:
             kind = GGMLQuantizationType(info.qtype.gguf_id)
             writer.add_tensor_info(info.name, info.shape, np.dtype(np.float32), info.nbytes, raw_dtype=kind)

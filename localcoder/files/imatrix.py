@@ -34,6 +34,7 @@ class ImportanceMatrix:
         datasets: names of the texts they come from.
         chunk_size: tokens a chunk.
         n_chunks: chunks seen.
+        path: the file it was read from.
     """
 
     chunk_size: int
@@ -41,6 +42,7 @@ class ImportanceMatrix:
     datasets: list[str] = field(default_factory=list)
     sums: dict[str, Float32] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
+    path: Path | None = None
 
     def add(self, name: str, x: Float32) -> None:
         """Counts the inputs x [n_tokens, n_in] of the matrix `name`."""
@@ -63,7 +65,8 @@ class ImportanceMatrix:
 
     @property
     def source(self) -> str:
-        return self.datasets[-1] if self.datasets else "importance matrix"
+        """What to call it in messages."""
+        return str(self.path) if self.path else "importance matrix"
 
     def save(self, path: str | Path) -> None:
         """Writes the GGUF form, atomically. OutputError as `GGUFOutput`."""
@@ -98,6 +101,7 @@ class ImportanceMatrix:
         if len(legacy) > _MAX_LEGACY_BYTES:
             raise FileError(path, "neither a GGUF nor a .dat importance matrix (it is too large)")
         found = cls._read_gguf(path) if is_gguf else cls._read_legacy(path, legacy)
+        found.path = path
         for name, sums in found.sums.items():
             if not (np.isfinite(sums).all() and (sums >= 0).all()):
                 raise FileError(path, f"{name} has sums of squares that are negative or not finite")

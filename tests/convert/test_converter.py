@@ -13,8 +13,9 @@ from checkpoints import save_checkpoint
 from localcoder.backends.select import open_backend, usable_backends
 from localcoder.convert.converter import convert
 from localcoder.convert.recipes import recipe_by_name
-from localcoder.quants import QuantType
-from localcoder.quants.spec import Bytes, Float32
+from localcoder.convert.stream import Choice
+from localcoder.quants import by_name
+from localcoder.quants.search import quantize_best
 
 SHAPES = {
     "gqa": {},
@@ -34,12 +35,8 @@ SHAPES = {
 }
 
 
-def quantize(qtype: QuantType, x: Float32) -> Bytes:
-    return qtype.quantize(x)
-
-
 def run(source: Path, target: Path, type_name: str = "f32", **options) -> None:
-    convert(source, target, recipe_by_name(type_name), quantize=quantize, **options)
+    convert(source, target, Choice(recipe_by_name(type_name)), quantize=quantize_best, **options)
 
 
 def expected_tensors(model) -> dict[str, np.ndarray]:
@@ -150,7 +147,7 @@ def test_unscaled_files_say_so(tmp_path):
     [("f32", 0, "F32", "F32"), ("bf16", 32, "BF16", "BF16"), ("q8_0", 7, "F16", "Q8_0"), ("q4_0", 2, "F16", "Q8_0")],
 )
 def test_types(tmp_path, type_name, file_type, down, output):
-    """Vectors stay f32, rows of 100 values do not fit in blocks of 32, and the bytes are those of the gguf package."""
+    """Vectors stay f32, rows of 100 values do not fit in blocks of 32, and the bytes are those of the search."""
     pytest.importorskip("transformers")
     model = save_checkpoint(tmp_path / "source", n_ff=100)
     run(tmp_path / "source", tmp_path / "out.gguf", type_name)
@@ -167,7 +164,8 @@ def test_types(tmp_path, type_name, file_type, down, output):
             assert kind.name == down
         else:
             assert kind.name == (output if name == "output.weight" else type_name.upper())
-        assert tensors[name].data.tobytes() == gguf.quants.quantize(values, kind).tobytes(), name
+        rounded = quantize_best(by_name(kind.name.lower()), values.reshape(-1, values.shape[-1]))
+        assert tensors[name].data.tobytes() == rounded.tobytes(), name
 
 
 def test_tied_embedding_has_the_type_of_an_output_matrix(tmp_path):
@@ -215,7 +213,9 @@ def test_same_bytes_on_every_backend(tmp_path, monkeypatch, backend, type_name):
     save_checkpoint(tmp_path / "source")
     run(tmp_path / "source", tmp_path / "plain.gguf", type_name)
     opened = open_backend(threads=2)
-    convert(tmp_path / "source", tmp_path / "out.gguf", recipe_by_name(type_name), quantize=opened.quantize)
+    convert(
+        tmp_path / "source", tmp_path / "out.gguf", Choice(recipe_by_name(type_name)), quantize=opened.quantize_best
+    )
     opened.close()
     assert (tmp_path / "plain.gguf").read_bytes() == (tmp_path / "out.gguf").read_bytes()
 
@@ -225,7 +225,7 @@ def test_slices_do_not_show(tmp_path, monkeypatch):
     pytest.importorskip("transformers")
     save_checkpoint(tmp_path / "source")
     run(tmp_path / "source", tmp_path / "whole.gguf", "q4_0")
-    monkeypatch.setattr("localcoder.convert.converter.SLICE_VALUES", 64 * 20)
+    monkeypatch.setattr("localcoder.convert.stream.SLICE_VALUES", 64 * 20)
     steps = []
     run(tmp_path / "source", tmp_path / "sliced.gguf", "q4_0", progress=lambda done, total: steps.append((done, total)))
     assert (tmp_path / "whole.gguf").read_bytes() == (tmp_path / "sliced.gguf").read_bytes()

@@ -25,7 +25,7 @@ def test_random_files_of_every_type_run(tmp_path, monkeypatch, type_name):
     result = CliRunner().invoke(tool.main, [str(path), "--type", type_name, *SMALL])
     assert result.exit_code == 0, result.output
     with GGUFFile.open(path) as file:
-        assert file.tensors["blk.0.ffn_down.weight"].qtype.name == type_name
+        assert file.tensors["blk.0.ffn_gate.weight"].qtype.name == type_name
         engine = Engine(file, ReferenceBackend())
         ids = np.arange(20, dtype=np.int32)
         logits = engine.evaluate([Chunk(engine.new_sequence(), ids, len(ids))])

@@ -12,8 +12,10 @@ psutil = pytest.importorskip("psutil")
 MEASURE = """
 import resource, sys
 from localcoder.convert.converter import convert
+from localcoder.backends.select import open_backend
 from localcoder.convert.recipes import recipe_by_name
-convert(sys.argv[1], sys.argv[2], recipe_by_name("q4_0"), quantize=lambda qtype, x: qtype.quantize(x))
+from localcoder.convert.stream import Choice
+convert(sys.argv[1], sys.argv[2], Choice(recipe_by_name("q4_0")), quantize=open_backend().quantize_best)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024))
 """
 

@@ -1,0 +1,206 @@
+"""Tensors stream into a GGUF file, sliced, checked and rounded: memory does not grow with the model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from localcoder.convert.recipes import Override, Recipe, Traits, choose_types
+from localcoder.errors import FileError, OutputError
+from localcoder.files.gguf_reader import GGUFFile
+from localcoder.files.gguf_writer import GGUFOutput, TensorInfo
+from localcoder.files.imatrix import ImportanceMatrix
+from localcoder.quants import QuantTensor, QuantType
+from localcoder.quants.spec import Bytes, Float32
+
+# Rounds float32 [n_rows, n] to uint8 [n_rows, row_bytes], with the columns' importance [n] or None; as
+# `Backend.quantize_best`.
+Quantize = Callable[[QuantType, Float32, Float32 | None], Bytes]
+Progress = Callable[[int, int], None]  # bytes written so far, bytes in all
+
+SLICE_VALUES = 1 << 22  # values converted at a time
+# Largest magnitude that survives in each type; blocks of integers keep their scales in half precision.
+_LARGEST = {"f32": np.finfo(np.float32).max, "bf16": np.float32(3.3895314e38)}
+_LARGEST_HALF = np.float32(65504)
+
+
+class Source(Protocol):
+    """Where a tensor's values come from."""
+
+    @property
+    def unit(self) -> int:
+        """How many rows belong together: slices are cut between units."""
+
+    def rows(self, start: int, stop: int) -> Float32:
+        """Rows of the tensor as the file is to have it, float32 [stop - start, n]; a vector is one row."""
+
+    def stored_rows(self, start: int, stop: int, qtype: QuantType) -> Bytes | None:
+        """The same rows as they are stored, uint8 [stop - start, row_bytes], where that is in `qtype`."""
+
+    def error(self, row: int, column: int, problem: str) -> FileError:
+        """What is wrong with a value, for people: its file, name and place there."""
+
+
+@dataclass(frozen=True)
+class PlannedTensor:
+    """A tensor to write: where it comes from and what it becomes.
+
+    Attributes:
+        importance: float32 [n], of its columns, for the search for scales.
+    """
+
+    info: TensorInfo
+    source: Source
+    importance: Float32 | None = None
+
+    @property
+    def n_rows(self) -> int:
+        return math.prod(self.info.shape[:-1])
+
+    def rounded(self, quantize: Quantize) -> Iterator[Bytes]:
+        """All rows in their new type, a slice of whole units at a time, uint8 [n, row_bytes].
+
+        Raises:
+            FileError: a value is not finite, or too large for the type; it names the tensor and the place.
+        """
+        unit = self.source.unit
+        step = max(1, SLICE_VALUES // (self.info.shape[-1] * unit)) * unit
+        for start in range(0, self.n_rows, step):
+            stop = min(start + step, self.n_rows)
+            x = self.source.rows(start, stop)
+            self._check(x, start)
+            stored = self.source.stored_rows(start, stop, self.info.qtype)
+            yield quantize(self.info.qtype, x, self.importance) if stored is None else stored
+
+    def _check(self, x: Float32, first_row: int) -> None:
+        name = self.info.qtype.name
+        largest = _LARGEST.get(name, _LARGEST_HALF)
+        if -largest <= x.min() and x.max() <= largest:  # false if there is a NaN
+            return
+        row, column = np.argwhere(~(np.abs(x) <= largest))[0]
+        value = x[row, column]
+        problem = f"too large for {name}: choose bf16 or f32" if np.isfinite(value) else "not a finite number"
+        raise self.source.error(first_row + int(row), int(column), f"is {value}, {problem}")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the user asked for: how types are chosen and weights are rounded.
+
+    Attributes:
+        overrides: types for some matrices, whatever the recipe says.
+        imatrix: the inputs' statistics.
+    """
+
+    recipe: Recipe
+    overrides: Sequence[Override] = ()
+    imatrix: ImportanceMatrix | None = None
+
+    def plan(
+        self, sources: Mapping[str, Source], shapes: Mapping[str, tuple[int, ...]], n_layer: int, n_gqa: int
+    ) -> list[PlannedTensor]:
+        """What to write, in the order of `shapes`.
+
+        Raises:
+            OptionError: an override matches no matrix.
+            FileError: the importance matrix is another model's.
+        """
+        has_imatrix = self.imatrix is not None
+        traits = Traits(n_layer, n_gqa, tied="output.weight" not in shapes, has_imatrix=has_imatrix)
+        types = choose_types(self.recipe, shapes, traits, self.overrides)
+        importance = _importance(self.imatrix, shapes) if self.imatrix else {}
+        return [
+            PlannedTensor(TensorInfo(name, types[name], shape), sources[name], importance.get(name))
+            for name, shape in shapes.items()
+        ]
+
+    def metadata(self) -> dict[str, str | int]:
+        """What was done to the file, under llama.cpp's keys."""
+        from gguf import GGML_QUANT_VERSION
+
+        found: dict[str, str | int] = {
+            "general.file_type": self.recipe.file_type,
+            "general.quantization_version": GGML_QUANT_VERSION,
+        }
+        if self.imatrix:
+            if self.imatrix.path:
+                found["quantize.imatrix.file"] = self.imatrix.path.name
+            if self.imatrix.datasets:
+                found["quantize.imatrix.dataset"] = self.imatrix.datasets[0]
+            found["quantize.imatrix.entries_count"] = len(self.imatrix.sums)
+            found["quantize.imatrix.chunks_count"] = self.imatrix.n_chunks
+        return found
+
+
+def _importance(imatrix: ImportanceMatrix, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Float32]:
+    found = {name: imatrix.importance(name, shape[-1]) for name, shape in shapes.items() if len(shape) > 1}
+    known = {name: values for name, values in found.items() if values is not None}
+    if not known:
+        raise FileError(imatrix.source, "it observed none of this model's matrices: it belongs to another model")
+    return known
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What was written, or would be.
+
+    Attributes:
+        n_bytes: of the file.
+    """
+
+    tensors: list[PlannedTensor] = field(repr=False)
+    n_bytes: int
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Over all tensors, vectors included."""
+        infos = [tensor.info for tensor in self.tensors]
+        return 8 * sum(info.nbytes for info in infos) / sum(math.prod(info.shape) for info in infos)
+
+
+def write_tensors(
+    out: GGUFOutput, tensors: Sequence[PlannedTensor], quantize: Quantize, progress: Progress | None = None
+) -> None:
+    """Rounds and writes all tensors, after `out.begin`; FileError as `PlannedTensor.rounded`."""
+    n_bytes = sum(tensor.info.nbytes for tensor in tensors)
+    n_written = 0
+    for tensor in tensors:
+        for data in tensor.rounded(quantize):
+            out.write(tensor.info.name, data)
+            n_written += data.nbytes
+            if progress:
+                progress(n_written, n_bytes)
+
+
+def check_table(written: GGUFFile, tensors: Sequence[PlannedTensor], path: Path) -> None:
+    """Reads back what was written: every tensor there, in order, of its type and shape; OutputError if not."""
+    found = [TensorInfo(t.name, t.qtype, t.shape) for t in written.tensors.values()]
+    if found != [tensor.info for tensor in tensors]:
+        raise OutputError(path, "what was written does not read back as it should; is the disk sound?")
+
+
+@dataclass(frozen=True)
+class GGUFSource:
+    """A tensor of a GGUF file."""
+
+    path: Path
+    tensor: QuantTensor
+    unit: int = 1
+
+    def rows(self, start: int, stop: int) -> Float32:
+        return self.tensor.qtype.dequantize(self._stored(start, stop))
+
+    def stored_rows(self, start: int, stop: int, qtype: QuantType) -> Bytes | None:
+        return self._stored(start, stop) if qtype is self.tensor.qtype else None
+
+    def _stored(self, start: int, stop: int) -> Bytes:
+        return self.tensor.data.reshape(-1, self.tensor.data.shape[-1])[start:stop]
+
+    def error(self, row: int, column: int, problem: str) -> FileError:
+        place = f"index {column}" if len(self.tensor.shape) == 1 else f"row {row}, column {column}"
+        return FileError(self.path, f"tensor {self.tensor.name}, {place}, {problem}")
