@@ -19,7 +19,7 @@ from localcoder.cli.common import (
     step_progress,
     threads_option,
 )
-from localcoder.errors import FileError, OptionError
+from localcoder.errors import FileError, OptionError, printable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -191,15 +191,16 @@ def _table(described: Sequence[dict[str, Any]]) -> Iterator[str]:
     first = described[0]
     scored = f"{first['n_tokens']} tokens scored in {first['n_chunks']} chunks"
     yield f"{scored}; base perplexity {first['base_perplexity']:.4f}"
-    yield f"{'GB':>8} {'bpw':>5}  {'KL divergence':>19}  {'99%':>17}  {'top-1 %':>14}  {'perplexity / base':>17}  file"
+    header = f"{'GB':>7} {'bpw':>5}  {'KL divergence':>20}  {'99%':>18}  {'top-1 %':>14}  {'perplexity / base':>17}"
+    yield f"{header}  file"
     for d in described:
         cells = [
-            f"{d['file_bytes'] / 1e9:8.3f} {d['bits_per_weight']:5.2f}",
-            f"{d['kl_divergence']:.5f} ± {_se(d['kl_divergence_se'], '.5f'):>7}".rjust(19),
-            f"{d['kl_p99']:.4f} ± {_se(d['kl_p99_se'], '.4f'):>6}".rjust(17),
+            f"{d['file_bytes'] / 1e9:7.3g} {d['bits_per_weight']:5.2f}",
+            f"{d['kl_divergence']:.3g} ± {_se(d['kl_divergence_se'], '.1g'):>7}".rjust(20),
+            f"{d['kl_p99']:.3g} ± {_se(d['kl_p99_se'], '.1g'):>6}".rjust(18),
             f"{100 * d['top1_agreement']:.2f} ± {_se(d['top1_agreement_se'], '.2f', 100):>4}".rjust(14),
             f"{d['perplexity_ratio']:.4f} ± {_se(d['perplexity_ratio_se'], '.4f'):>6}".rjust(17),
-            d["model"],
+            printable(d["model"]),
         ]
         yield "  ".join(cells)
 

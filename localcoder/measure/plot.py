@@ -42,7 +42,8 @@ def plot_divergences(models: Sequence[Mapping[str, Any]], path: Path, *, base_na
     """
     check_plot_target(path)
     names = short_names([Path(model["model"]).stem for model in models])
-    points = [_Point(name, model) for name, model in zip(names, models) if model["kl_divergence"] > 0]
+    unit, unit_name = (1e9, "GB") if max(model["file_bytes"] for model in models) >= 1e8 else (1e6, "MB")
+    points = [_Point(name, model, unit) for name, model in zip(names, models) if model["kl_divergence"] > 0]
     if not points:
         raise OptionError("nothing to plot: no file differs from the base")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -52,6 +53,7 @@ def plot_divergences(models: Sequence[Mapping[str, Any]], path: Path, *, base_na
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     best = _draw(axes, points)
+    axes.set_xlabel(f"file size, {unit_name}", color=_INK)
     axes.set_title("File size and distance from the original", loc="left", fontsize=13, color=_INK, pad=26)
     axes.text(
         0, 1.025, f"mean KL divergence to {base_name} on {text_name}; bars: 95% confidence; lower left is better",
@@ -59,7 +61,7 @@ def plot_divergences(models: Sequence[Mapping[str, Any]], path: Path, *, base_na
     )  # fmt: skip
     figure.draw_without_rendering()  # from here on, positions on the canvas are known
     figure.set_layout_engine("none")
-    _label(axes, sorted(points, key=lambda point: (point not in best, point.gigabytes)), best)
+    _label(axes, sorted(points, key=lambda point: (point not in best, point.size)), best)
     picture = io.BytesIO()
     figure.savefig(picture, format=path.suffix[1:].lower(), dpi=160, metadata={"Date": None} if _is_svg(path) else None)
     write_file(path, picture.getvalue())
@@ -77,9 +79,11 @@ def short_names(stems: Sequence[str]) -> list[str]:
 
 
 class _Point:
-    def __init__(self, label: str, model: Mapping[str, Any]) -> None:
+    """A model's place in the picture; `size` is in `unit` bytes."""
+
+    def __init__(self, label: str, model: Mapping[str, Any], unit: float) -> None:
         self.label = label
-        self.gigabytes = model["file_bytes"] / 1e9
+        self.size = model["file_bytes"] / unit
         self.kl = model["kl_divergence"]
         self.error = 1.96 * (model["kl_divergence_se"] or 0.0)
 
@@ -88,17 +92,17 @@ def _draw(axes: Any, points: Sequence[_Point]) -> list[_Point]:
     """Draws all but the labels; returns the points of the line."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    sizes, values = [p.gigabytes for p in points], [p.kl for p in points]
+    sizes, values = [p.size for p in points], [p.kl for p in points]
     # A bar on a logarithmic axis cannot reach zero.
     below = [min(p.error, 0.9 * p.kl) for p in points]
     best = _frontier(points)
     axes.set_yscale("log")
-    axes.plot([p.gigabytes for p in best], [p.kl for p in best], color=_LINE, linewidth=2, zorder=1)
+    axes.plot([p.size for p in best], [p.kl for p in best], color=_LINE, linewidth=2, zorder=1)
     bars = [below, [p.error for p in points]]
     axes.errorbar(sizes, values, bars, fmt="o", color=_DOT, ecolor=_DOT, elinewidth=1, markersize=6, zorder=2)
-    axes.set_xlabel("file size, GB", color=_INK)
     axes.set_ylabel("KL divergence, nats (log scale)", color=_INK)
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    is_wide = max(values) > 1e4 * min(values)
+    axes.yaxis.set_major_locator(LogLocator(subs=(1,) if is_wide else (1, 2, 5)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.margins(x=0.12, y=0.12)
@@ -115,7 +119,7 @@ def _label(axes: Any, points: Sequence[_Point], best: Sequence[_Point]) -> None:
 
     scale = axes.figure.dpi / 72
     renderer = axes.figure.canvas.get_renderer()
-    dots = [axes.transData.transform((p.gigabytes, p.kl)) for p in points]
+    dots = [axes.transData.transform((p.size, p.kl)) for p in points]
     taken = [Bbox.from_bounds(x - 4 * scale, y - 4 * scale, 8 * scale, 8 * scale) for x, y in dots]
     places = list(itertools.product((9, 18, 30, 44, 60, 80), (40, 20, 70, 140, 160, 110, -40, -140, -70)))
     for p in points:
@@ -123,7 +127,7 @@ def _label(axes: Any, points: Sequence[_Point], best: Sequence[_Point]) -> None:
         for n_tried, (distance, angle) in enumerate(places, 1):
             x, y = distance * math.cos(math.radians(angle)), distance * math.sin(math.radians(angle))
             text = axes.annotate(
-                p.label, (p.gigabytes, p.kl), xytext=(x, y), textcoords="offset points",
+                p.label, (p.size, p.kl), xytext=(x, y), textcoords="offset points",
                 ha="left" if x > 0 else "right", va="center", fontsize=9.5,
                 color=_INK if ahead else _MUTED, fontweight="bold" if ahead else "normal",
                 arrowprops={"arrowstyle": "-", "color": _MUTED, "linewidth": 0.6} if distance > 9 else None,
@@ -139,7 +143,7 @@ def _label(axes: Any, points: Sequence[_Point], best: Sequence[_Point]) -> None:
 def _frontier(points: Sequence[_Point]) -> list[_Point]:
     """Those that no other point beats in both size and divergence, by size."""
     best: list[_Point] = []
-    for point in sorted(points, key=lambda p: (p.gigabytes, p.kl)):
+    for point in sorted(points, key=lambda p: (p.size, p.kl)):
         if not best or point.kl < best[-1].kl:
             best.append(point)
     return best
