@@ -12,6 +12,7 @@ its columns are rounded, again in falling order of energy.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,8 @@ from numpy.typing import NDArray
 from localcoder.quants.codes import Grid, with_codes
 from localcoder.quants.search import quantize_best
 from localcoder.quants.spec import Bytes, Codes, Float32, QuantType
+
+Quantize = Callable[[QuantType, Float32, Float32], Bytes]  # values [n_rows, n], importance [n] -> blocks
 
 DAMPING = 0.01  # of the mean energy, added to every column's: few tokens leave directions that nobody has seen
 _LEAST_IMPORTANCE = 1e-3  # of the mean: a column that the calibration never used still counts a little
@@ -33,9 +36,11 @@ class Feedback:
 
     Args:
         moments: float32 [n_in, n_in], sum over calibration tokens of x xᵀ.
+        quantize: finds scales, such as `Backend.quantize_best`.
     """
 
-    def __init__(self, moments: Float32) -> None:
+    def __init__(self, moments: Float32, quantize: Quantize = quantize_best) -> None:
+        self._quantize = quantize
         n_in = len(moments)
         energy = np.diagonal(moments).astype(np.float64)
         mean = max(float(energy.mean()), np.finfo(np.float32).tiny)
@@ -64,7 +69,7 @@ class Feedback:
             places = columns - first  # where each visited column stands in the group
             current = np.empty((n_out, len(columns)), np.float32)
             current[:, places] = left[:, here]
-            found = quantize_best(qtype, current, self.importance[first : first + len(columns)])
+            found = self._quantize(qtype, current, self.importance[first : first + len(columns)])
             group = found.view(qtype.block).reshape(-1)
             grid = Grid.of(qtype, group)
             step, offset = (part.reshape(n_out, -1)[:, places] for part in (grid.step, grid.offset))

@@ -19,7 +19,6 @@ from localcoder.files.gguf_reader import GGUFFile
 from localcoder.model.stages import StagedModel
 from localcoder.quants import QuantTensor, QuantType
 from localcoder.quants.codes import has_codes
-from localcoder.quants.search import quantize_best
 from localcoder.quants.spec import Float32
 
 Emit = Callable[[QuantTensor], None]
@@ -41,13 +40,15 @@ def calibrate(
 
     def plainly_rounded(tensor: QuantTensor, importance: Float32 | None = None) -> QuantTensor:
         qtype = types[tensor.name]
-        return QuantTensor(tensor.name, qtype, tensor.shape, quantize_best(qtype, tensor.dequantize(), importance))
+        return QuantTensor(
+            tensor.name, qtype, tensor.shape, backend.quantize_best(qtype, tensor.dequantize(), importance)
+        )
 
     def visit(names: tuple[str, ...], x: Float32) -> Mapping[str, QuantTensor]:
         moments = x.T @ x
         if not np.isfinite(moments).all():
             raise NumericsError(f"the input of {names[0]} is not finite: the model's file is damaged")
-        feedback = Feedback(moments)
+        feedback = Feedback(moments, backend.quantize_best)
         rounded = {}
         for name in names:
             tensor, qtype = file.tensors[name], types[name]
