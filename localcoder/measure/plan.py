@@ -22,7 +22,7 @@ from localcoder.backends.c.lowering import assign_slots, lower
 from localcoder.backends.threads import thread_count
 from localcoder.convert.config import ModelConfig
 from localcoder.convert.layout import tensors_of
-from localcoder.convert.recipes import ALL, Recipe
+from localcoder.convert.recipes import ALL, Recipe, Traits, choose_types
 from localcoder.errors import OptionError
 from localcoder.files.gguf_reader import GGUFFile
 from localcoder.model.engine import N_UBATCH, PAGE_SIZE
@@ -114,9 +114,10 @@ def model_of_file(path: Path) -> PlannedModel:
 
 def model_of_recipe(name: str, config: ModelConfig, recipe: Recipe) -> PlannedModel:
     """The file that `localcoder convert` would write."""
-    tensors = {
-        spec.name: (recipe.type_of(spec.name, spec.shape, tied=config.tied), spec.shape) for spec in tensors_of(config)
-    }
+    traits = Traits(n_layer=config.n_layer, n_gqa=config.n_head // config.n_head_kv, tied=config.tied)
+    shapes = {spec.name: spec.shape for spec in tensors_of(config)}
+    types = choose_types(recipe, shapes, traits)
+    tensors = {name: (types[name], shape) for name, shape in shapes.items()}
     n_bytes = sum(_padded(math.prod(shape[:-1]) * qtype.row_bytes(shape[-1])) for qtype, shape in tensors.values())
     return PlannedModel(name, _dimensions(config), tensors, n_bytes + _VOCABULARY_FILE_BYTES * config.n_vocab)
 

@@ -55,6 +55,13 @@ def test_what_is_no_size(text):
         parse_size(text)
 
 
+@pytest.mark.parametrize(("name", "gigabytes"), [("1.3b", 0.77), ("5.7b-mqa", 3.24), ("6.7b", 3.83), ("33b", 18.82)])
+def test_published_sizes_of_q4_0(name, gigabytes):
+    """With an output matrix in q6_k."""
+    model = model_of_recipe(name, FAMILY[name], recipe_by_name("q4_0"))
+    assert model.file_bytes / 1e9 == pytest.approx(gigabytes, rel=0.01)
+
+
 @pytest.mark.parametrize(
     ("name", "gigabytes", "kib_a_position"),
     [("1.3b", 1.43, 192), ("5.7b-mqa", 6.06, 16), ("6.7b", 7.16, 512), ("33b", 35.43, 248), ("7b-v1.5", 7.34, 480)],
