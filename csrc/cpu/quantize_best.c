@@ -36,7 +36,9 @@ static const float *take_values(const search_job *job, int64_t first, int64_t n,
 static void run_search(void *context, int thread) {
     search_job *job = context;
     const int elems = job->format->elems;
-    for (int64_t first; (first = (int64_t)lc_pool_take(job->pool) * CHUNK_VALUES) < job->n_values;) {
+    for (int item = thread;; item = lc_pool_take(job->pool)) {
+        const int64_t first = (int64_t)item * CHUNK_VALUES;
+        if (first >= job->n_values) return;
         if (atomic_load_explicit(&job->not_finite, memory_order_relaxed)) return;
         const int64_t left = job->n_values - first, n = left < CHUNK_VALUES ? left : CHUNK_VALUES;
         const float *x = take_values(job, first, n, thread);
