@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "aligned.h"
+#include "fused.h"
 
 static int padded(int n) { return (n + 15) / 16 * 16; }
 
@@ -57,7 +58,7 @@ static void softmax_block(const lc_kernels *kernels, float *scores, int n_seen, 
     for (int j = 0; j < n_seen; j++)
         if (scores[j] > top) top = scores[j];
     for (int j = n_seen; j < n; j++) scores[j] = -INFINITY;
-    *keep = *max == top ? 1.0f : expf(*max - top);
+    *keep = *max == top ? 1.0f : lc_exp(*max - top);
     *max = top;
     *sum = *sum * *keep + kernels->exp_sum(scores, n, top);
 }

@@ -6,10 +6,15 @@
  *   - a row's result depends on that row alone: not on how many rows or tokens a call is given;
  *   - not-finite input gives not-finite output.
  *
- * Dot products of q8 formats have one order in every kernel, whatever its tile: the group of 32 is summed in integers
- * (for formats with a scale per 16, each half), multiplied by (weight scale * activation scale), and added in float32
- * to the row's sum, groups in ascending order; then the group's minimum times (activation scale * sum of codes) is
- * subtracted. Instruction sets differ only in whether multiply and add are fused. */
+ * Arithmetic. Everything but the dot products of float formats is defined to the bit, so that every instruction set, and
+ * the numba backend, gives the same: a difference in the last place would now and then move a rounded activation by a
+ * whole step. "fma" is a * b + c rounded once, everything else is rounded step by step, in float32 unless stated.
+ * Sums "in 16 lanes": lane l adds what has index l, l + 16, l + 32, ... to 0, in this order; then the upper half of the
+ * lanes is added to the lower one, 8, 4, 2, 1 lanes at a time.
+ *
+ * Dot products of q8 formats have one order in every kernel, whatever its tile. Group after group of 32 values (for
+ * formats with a scale per 16, of 16): d is the sum of products of codes, an exact integer;
+ * sum = fma(d, weight scale * activation scale, sum); where there are minimums, sum = fma(-minimum, sums, sum). */
 #ifndef LC_KERNEL_TABLE_H
 #define LC_KERNEL_TABLE_H
 
@@ -93,22 +98,24 @@ typedef struct lc_kernels {
     lc_float_tile_fn dot_f32, dot_f16, dot_bf16;
     lc_search_fn search[LC_TYPE_END]; /* NULL: there is no search for this format */
 
-    /* out = x / sqrt(mean(x²) + eps) · weight */
+    /* out = x / sqrt(mean(x²) + eps) · weight: squares summed in 8 lanes of double (as 16 lanes), 1 / sqrt(sum / n + eps) in
+     * double, rounded to float; out = (x · that) · weight */
     void (*rms_norm)(const float *x, const float *weight, int n, double eps, float *out);
-    /* Rotates the pairs of n_head heads; cos, sin [head_dim / 2]. out may be x. */
+    /* Rotates the pairs of n_head heads; cos, sin [head_dim / 2]. out may be x.
+     * even = fma(even, cos, -(odd · sin)), odd = fma(odd, cos, even · sin) */
     void (*rope)(const float *x, const float *cos, const float *sin, int n_head, int head_dim, float *out);
-    /* out = gate · sigmoid(gate) · up. out may be either. */
+    /* out = gate · sigmoid(gate) · up = (gate / (1 + lc_exp(-gate))) · up. out may be either. */
     void (*silu_mul)(const float *gate, const float *up, int n, float *out);
     void (*add)(const float *a, const float *b, int n, float *out);
     void (*half_to_float)(const uint16_t *h, int n, float *x);
     void (*float_to_half)(const float *x, int n, uint16_t *h);
 
     /* Attention over one block of keys. d is the head dimension padded with zeros to a multiple of 16.
-     * scores[i * lds + j] = q[i * d ...] . k[j * d ...] * scale */
+     * scores[i * lds + j] = (q[i * d ...] . k[j * d ...]) * scale, the dot product in 16 lanes by fma */
     void (*attend_scores)(const float *q, int n_q, const float *k, int n_k, int d, float scale, float *scores, int lds);
-    /* scores = exp(scores - max), n a multiple of 16; returns their sum. -INFINITY gives 0. */
+    /* scores = lc_exp(scores - max), n a multiple of 16; returns their sum, in 16 lanes. */
     float (*exp_sum)(float *scores, int n, float max);
-    /* out[i * d ...] = out[i * d ...] * keep[i] + sum over j of weights[i * ldw + j] · v[j * d ...], j ascending */
+    /* out[i * d ...] *= keep[i]; then for ascending j, out[i * d ...] = fma(weights[i * ldw + j], v[j * d ...], out[i * d ...]) */
     void (*attend_mix)(const float *weights, int ldw, const float *keep, int n_q, const float *v, int n_k, int d,
                        float *out);
 } lc_kernels;

@@ -271,22 +271,46 @@ DEFINE_DOT(dot_bf16, load8_bf16, 2)
 
 static void rms_norm(const float *x, const float *weight, int n, double eps, float *out) {
     __m256d sum[2] = {_mm256_setzero_pd(), _mm256_setzero_pd()};
-    int i = 0;
-    for (; i + 8 <= n; i += 8)
+    for (int i = 0; i < n; i += 8) {
+        float rest[8] = {0};
+        const float *from = i + 8 <= n ? x + i : memcpy(rest, x + i, (size_t)(n - i) * sizeof *x);
         for (int h = 0; h < 2; h++) {
-            const __m256d v = _mm256_cvtps_pd(_mm_loadu_ps(x + i + 4 * h));
-            sum[h] = _mm256_fmadd_pd(v, v, sum[h]);
+            const __m256d v = _mm256_cvtps_pd(_mm_loadu_ps(from + 4 * h));
+            sum[h] = _mm256_fmadd_pd(v, v, sum[h]); /* squares of floats are exact in double */
         }
-    double lane[4], total = 0;
+    }
+    double lane[4];
     _mm256_storeu_pd(lane, _mm256_add_pd(sum[0], sum[1]));
-    for (int l = 0; l < 4; l++) total += lane[l];
-    for (; i < n; i++) total += (double)x[i] * x[i];
+    const double total = (lane[0] + lane[2]) + (lane[1] + lane[3]);
     const float inverse = (float)(1.0 / sqrt(total / n + eps));
-    for (i = 0; i < n; i++) out[i] = x[i] * inverse * weight[i];
+    for (int i = 0; i < n; i++) out[i] = x[i] * inverse * weight[i];
 }
 
-/* e^x to about one unit in the last place: 2^k times a polynomial in the rest, k = round(x / ln 2). Below -87 it is
- * 0, NaN stays NaN. */
+/* Eight pairs of one head. */
+INLINE __m256 rotate(__m256 v, __m128 cos, __m128 sin) {
+    const __m256i twice = _mm256_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3);
+    const __m256 c = _mm256_permutevar8x32_ps(_mm256_castps128_ps256(cos), twice);
+    const __m256 s = _mm256_permutevar8x32_ps(_mm256_castps128_ps256(sin), twice);
+    return _mm256_fmaddsub_ps(v, c, _mm256_mul_ps(_mm256_permute_ps(v, 0xB1), s));
+}
+
+static void rope(const float *x, const float *cos, const float *sin, int n_head, int head_dim, float *out) {
+    for (int h = 0; h < n_head; h++, x += head_dim, out += head_dim) {
+        int i = 0;
+        for (; i + 8 <= head_dim; i += 8)
+            _mm256_storeu_ps(out + i, rotate(_mm256_loadu_ps(x + i), _mm_loadu_ps(cos + i / 2), _mm_loadu_ps(sin + i / 2)));
+        if (i == head_dim) continue;
+        const size_t left = (size_t)(head_dim - i) * sizeof *x;
+        float v[8] = {0}, c[4] = {0}, s[4] = {0};
+        memcpy(v, x + i, left);
+        memcpy(c, cos + i / 2, left / 2);
+        memcpy(s, sin + i / 2, left / 2);
+        _mm256_storeu_ps(v, rotate(_mm256_loadu_ps(v), _mm_loadu_ps(c), _mm_loadu_ps(s)));
+        memcpy(out + i, v, left);
+    }
+}
+
+/* lc_exp */
 INLINE __m256 exp8(__m256 x) {
     const __m256 low = _mm256_set1_ps(-87.0f);
     const __m256 is_tiny = _mm256_cmp_ps(x, low, _CMP_LT_OQ);
@@ -340,11 +364,11 @@ static void float_to_half(const float *x, int n, uint16_t *h) {
 
 /* --- attention ------------------------------------------------------------------------------------------------ */
 
-INLINE void scores_block(const float *q, const float *k, int d, float scale, float *scores, int lds, int n_q, int n_k) {
-    __m256 sum[2][4];
+/* Half of the 16 lanes; sums in all would not fit in the registers. */
+INLINE void half_dots(const float *q, const float *k, int d, int n_q, int n_k, __m256 sum[2][4]) {
     for (int i = 0; i < n_q; i++)
         for (int j = 0; j < n_k; j++) sum[i][j] = _mm256_setzero_ps();
-    for (int e = 0; e < d; e += 8) {
+    for (int e = 0; e < d; e += 16) {
         __m256 v[2];
         for (int i = 0; i < n_q; i++) v[i] = _mm256_loadu_ps(q + i * d + e);
         for (int j = 0; j < n_k; j++) {
@@ -352,8 +376,14 @@ INLINE void scores_block(const float *q, const float *k, int d, float scale, flo
             for (int i = 0; i < n_q; i++) sum[i][j] = _mm256_fmadd_ps(v[i], key, sum[i][j]);
         }
     }
+}
+
+INLINE void scores_block(const float *q, const float *k, int d, float scale, float *scores, int lds, int n_q, int n_k) {
+    __m256 lower[2][4], upper[2][4];
+    half_dots(q, k, d, n_q, n_k, lower);
+    half_dots(q + 8, k + 8, d, n_q, n_k, upper);
     for (int i = 0; i < n_q; i++)
-        for (int j = 0; j < n_k; j++) scores[i * lds + j] = sum_f32(sum[i][j]) * scale;
+        for (int j = 0; j < n_k; j++) scores[i * lds + j] = sum_f32(_mm256_add_ps(lower[i][j], upper[i][j])) * scale;
 }
 
 static void attend_scores(const float *q, int n_q, const float *k, int n_k, int d, float scale, float *scores,
@@ -372,13 +402,14 @@ static void attend_scores(const float *q, int n_q, const float *k, int n_k, int 
 
 static float exp_sum(float *scores, int n, float max) {
     const __m256 top = _mm256_set1_ps(max);
-    __m256 sum = _mm256_setzero_ps();
-    for (int i = 0; i < n; i += 8) {
-        const __m256 e = exp8(_mm256_sub_ps(_mm256_loadu_ps(scores + i), top));
-        _mm256_storeu_ps(scores + i, e);
-        sum = _mm256_add_ps(sum, e);
-    }
-    return sum_f32(sum);
+    __m256 sum[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
+    for (int i = 0; i < n; i += 16)
+        for (int half = 0; half < 2; half++) {
+            const __m256 e = exp8(_mm256_sub_ps(_mm256_loadu_ps(scores + i + 8 * half), top));
+            _mm256_storeu_ps(scores + i + 8 * half, e);
+            sum[half] = _mm256_add_ps(sum[half], e);
+        }
+    return sum_f32(_mm256_add_ps(sum[0], sum[1]));
 }
 
 INLINE void mix_block(const float *weights, int ldw, const float *keep, const float *v, int n_k, int d, float *out,
@@ -427,6 +458,7 @@ void lc_kernels_avx2(lc_kernels *table) {
     table->dot_f16 = dot_f16;
     table->dot_bf16 = dot_bf16;
     table->rms_norm = rms_norm;
+    table->rope = rope;
     table->silu_mul = silu_mul;
     table->half_to_float = half_to_float;
     table->float_to_half = float_to_half;

@@ -208,10 +208,10 @@ static void rope(const float *x, const float *cos, const float *sin, int n_head,
     }
 }
 
-/* e^x to about one unit in the last place: 2^k times a polynomial in the rest, k = round(x / ln 2). Far below it is 0;
- * NaN stays NaN. */
+/* lc_exp */
 INLINE __m512 exp16(__m512 x) {
-    const __m512 v = _mm512_max_ps(_mm512_set1_ps(-104.0f), _mm512_min_ps(_mm512_set1_ps(89.0f), x)); /* keep NaN */
+    const __mmask16 is_not_tiny = _mm512_cmp_ps_mask(x, _mm512_set1_ps(-87.0f), _CMP_NLT_UQ);
+    const __m512 v = _mm512_min_ps(_mm512_set1_ps(88.0f), x); /* this keeps a NaN in x */
     const __m512 k = _mm512_roundscale_ps(_mm512_mul_ps(v, _mm512_set1_ps(1.44269504f)), 8);
     __m512 r = _mm512_fnmadd_ps(k, _mm512_set1_ps(0.693359375f), v);
     r = _mm512_fnmadd_ps(k, _mm512_set1_ps(-2.12194440e-4f), r);
@@ -223,7 +223,7 @@ INLINE __m512 exp16(__m512 x) {
     p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.5f));
     p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f));
     p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f));
-    return _mm512_scalef_ps(p, k);
+    return _mm512_maskz_scalef_ps(is_not_tiny, p, k);
 }
 
 static void silu_mul(const float *gate, const float *up, int n, float *out) {

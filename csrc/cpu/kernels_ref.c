@@ -2,6 +2,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "fused.h"
 #include "half.h"
 #include "kernel_table.h"
 
@@ -47,8 +48,8 @@ static inline float dot_panel(const lc_panel *panel, const lc_q8_block *x, int n
             for (int i = 0; i < 4; i++) sum += w[i] * a[i];
         }
         const float scale = x->scales[s * sub / LC_GROUP * stride + t];
-        c += (float)sum * (panel->scales[s * TILE_ROWS + r] * scale);
-        if (has_min) c -= panel->mins[s * TILE_ROWS + r] * (sub == 32 ? x->sums32 : x->sums16)[s * stride + t];
+        c = lc_fma((float)sum, panel->scales[s * TILE_ROWS + r] * scale, c);
+        if (has_min) c = lc_fma(-panel->mins[s * TILE_ROWS + r], (sub == 32 ? x->sums32 : x->sums16)[s * stride + t], c);
     }
     return c;
 }
@@ -64,10 +65,12 @@ DEFINE_TILE(tile_16, 16, 0)
 DEFINE_TILE(tile_32_min, 32, 1)
 DEFINE_TILE(tile_16_min, 16, 1)
 
-enum { LANES = 8 };
+enum { LANES = 16 };
 
-static float sum_lanes(const float *lane) {
-    return ((lane[0] + lane[4]) + (lane[2] + lane[6])) + ((lane[1] + lane[5]) + (lane[3] + lane[7]));
+static float sum_lanes(float *lane) {
+    for (int n = LANES / 2; n > 0; n /= 2)
+        for (int l = 0; l < n; l++) lane[l] += lane[l + n];
+    return lane[0];
 }
 
 static float load_f32(const uint8_t *p) {
@@ -104,23 +107,25 @@ DEFINE_DOT(dot_f16, load_f16, 2)
 DEFINE_DOT(dot_bf16, load_bf16, 2)
 
 static void rms_norm(const float *x, const float *weight, int n, double eps, float *out) {
-    double sum = 0;
-    for (int i = 0; i < n; i++) sum += (double)x[i] * x[i];
-    const double inverse = 1.0 / sqrt(sum / n + eps);
-    for (int i = 0; i < n; i++) out[i] = (float)(x[i] * inverse * weight[i]);
+    double lane[8] = {0};
+    for (int i = 0; i < n; i++) lane[i % 8] += (double)x[i] * x[i];
+    for (int half = 4; half > 0; half /= 2)
+        for (int l = 0; l < half; l++) lane[l] += lane[l + half];
+    const float inverse = (float)(1.0 / sqrt(lane[0] / n + eps));
+    for (int i = 0; i < n; i++) out[i] = x[i] * inverse * weight[i];
 }
 
 static void rope(const float *x, const float *cos, const float *sin, int n_head, int head_dim, float *out) {
     for (int h = 0; h < n_head; h++, x += head_dim, out += head_dim)
         for (int i = 0; i < head_dim / 2; i++) {
             const float even = x[2 * i], odd = x[2 * i + 1];
-            out[2 * i] = even * cos[i] - odd * sin[i];
-            out[2 * i + 1] = even * sin[i] + odd * cos[i];
+            out[2 * i] = lc_fma(even, cos[i], -(odd * sin[i]));
+            out[2 * i + 1] = lc_fma(odd, cos[i], even * sin[i]);
         }
 }
 
 static void silu_mul(const float *gate, const float *up, int n, float *out) {
-    for (int i = 0; i < n; i++) out[i] = gate[i] / (1.0f + expf(-gate[i])) * up[i];
+    for (int i = 0; i < n; i++) out[i] = gate[i] / (1.0f + lc_exp(-gate[i])) * up[i];
 }
 
 static void add(const float *a, const float *b, int n, float *out) {
@@ -141,7 +146,7 @@ static void attend_scores(const float *q, int n_q, const float *k, int n_k, int 
         for (int j = 0; j < n_k; j++) {
             float lane[LANES] = {0};
             for (int e = 0; e < d; e += LANES)
-                for (int l = 0; l < LANES; l++) lane[l] += q[i * d + e + l] * k[j * d + e + l];
+                for (int l = 0; l < LANES; l++) lane[l] = lc_fma(q[i * d + e + l], k[j * d + e + l], lane[l]);
             scores[i * lds + j] = sum_lanes(lane) * scale;
         }
 }
@@ -149,7 +154,7 @@ static void attend_scores(const float *q, int n_q, const float *k, int n_k, int 
 static float exp_sum(float *scores, int n, float max) {
     float lane[LANES] = {0};
     for (int i = 0; i < n; i++) {
-        scores[i] = scores[i] == -INFINITY ? 0.0f : expf(scores[i] - max);
+        scores[i] = lc_exp(scores[i] - max);
         lane[i % LANES] += scores[i];
     }
     return sum_lanes(lane);
@@ -160,7 +165,7 @@ static void attend_mix(const float *weights, int ldw, const float *keep, int n_q
     for (int i = 0; i < n_q; i++) {
         for (int e = 0; e < d; e++) out[i * d + e] *= keep[i];
         for (int j = 0; j < n_k; j++)
-            for (int e = 0; e < d; e++) out[i * d + e] += weights[i * ldw + j] * v[j * d + e];
+            for (int e = 0; e < d; e++) out[i * d + e] = lc_fma(weights[i * ldw + j], v[j * d + e], out[i * d + e]);
     }
 }
 
