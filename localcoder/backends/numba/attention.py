@@ -1,7 +1,7 @@
 """Rotary positions, writing to the KV cache, and attention over its pages.
 
-A row of the cache is read and written by `rows.decode_row` and `rows.encode_row` alone, so every format they know can
-hold keys and values.
+Float operations and their order are those of csrc/cpu/kernel_table.h and csrc/cpu/attention.c. A row of the cache is
+read and written by `rows.decode_row` and `rows.encode_row` alone, so every format they know can hold keys and values.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from localcoder.backends.numba.elementwise import exp
 from localcoder.backends.numba.jit import kernel
 from localcoder.backends.numba.linear import Cells
 from localcoder.backends.numba.rows import decode_row, encode_row
-from localcoder.backends.numba.simd import dot_4x1, dot_4x4, fetch_add
+from localcoder.backends.numba.simd import dot_4x1, dot_4x4, fetch_add, fused, sum_in_lanes
 
 Ints = NDArray[np.int32]
 
@@ -44,8 +44,8 @@ def rotate(
             head, result = x[at : at + head_dim], out[at : at + head_dim]
             for i in range(head_dim // 2):
                 even, odd = head[2 * i], head[2 * i + 1]
-                result[2 * i] = even * cosines[i] - odd * sines[i]
-                result[2 * i + 1] = even * sines[i] + odd * cosines[i]
+                result[2 * i] = fused(even, cosines[i], -(odd * sines[i]))
+                result[2 * i + 1] = fused(odd, cosines[i], even * sines[i])
         t = fetch_add(cells, cell, 1)
 
 
@@ -109,7 +109,7 @@ def attend(
     most = 1
     for b in range(n_blocks):
         most = max(most, (blocks[2 * b + 1] - blocks[2 * b]) * n_heads)
-    n_padded = -(-page_size // 4) * 4
+    n_padded = -(-page_size // 4) * 4  # _scores writes four at a time
     keys, values = np.zeros(n_padded * head_dim, np.float32), np.zeros(n_padded * head_dim, np.float32)
     queries, sums = np.empty(most * head_dim, np.float32), np.empty(most * head_dim, np.float32)
     scores, weights = np.empty(most * n_padded, np.float32), np.empty(n_padded, np.float32)
@@ -125,7 +125,7 @@ def attend(
         for i in range(n_queries):
             at = ((first + i // n_here) * n_head + head0 + i % n_here) * head_dim
             for d in range(head_dim):
-                queries[i * head_dim + d] = q[at + d] * scale
+                queries[i * head_dim + d] = q[at + d]
                 sums[i * head_dim + d] = np.float32(0)
             peaks[i] = -np.inf
             totals[i] = np.float32(0)
@@ -136,7 +136,7 @@ def attend(
             n_page = min(page_size, n_keys - start)
             decode_row(kind, cache_k, at, n_page * head_dim, keys, 0)
             decode_row(kind, cache_v, at, n_page * head_dim, values, 0)
-            _scores(queries, n_queries, keys, n_page, head_dim, scores, n_padded)
+            _scores(queries, n_queries, keys, n_page, head_dim, scale, scores, n_padded)
             for i in range(n_queries):
                 n_seen = min(n_page, positions[first + i // n_here] + 1 - start)
                 if n_seen > 0:
@@ -150,9 +150,9 @@ def attend(
 
 @kernel
 def _scores(
-    queries: F32Row, n_queries: int, keys: F32Row, n_keys: int, head_dim: int, scores: F32Row, n_padded: int
+    queries: F32Row, n_queries: int, keys: F32Row, n_keys: int, head_dim: int, scale: Any, scores: F32Row, n_padded: int
 ) -> None:
-    """scores [n_queries, n_padded] = queries · keys."""
+    """scores [n_queries, n_padded] = (queries · keys) · scale."""
     i = 0
     while i < n_queries:
         n_tile = 4 if i + 4 <= n_queries else 1
@@ -162,6 +162,10 @@ def _scores(
             else:
                 dot_4x1(keys, j * head_dim, queries, i * head_dim, head_dim, scores, i * n_padded + j, n_padded)
         i += n_tile
+    for i in range(n_queries):
+        row = scores[i * n_padded : i * n_padded + n_keys]
+        for j in range(n_keys):
+            row[j] *= scale
 
 
 @kernel
@@ -186,13 +190,10 @@ def _add_page(
     peaks[i] = peak
     for j in range(n_keys):
         weights[j] = exp(row[j] - peak)
-    total = totals[i] * shrink
-    for j in range(n_keys):
-        total += weights[j]
-    totals[i] = total
+    totals[i] = totals[i] * shrink + sum_in_lanes(weights, 0, n_keys)
     for d in range(head_dim):
         result[d] *= shrink
     for j in range(n_keys):
         weight, value = weights[j], values[j * head_dim : (j + 1) * head_dim]
         for d in range(head_dim):
-            result[d] += weight * value[d]
+            result[d] = fused(weight, value[d], result[d])

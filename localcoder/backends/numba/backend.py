@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from localcoder.backends.base import Backend, Executable, HostKVStore, KVStore
 from localcoder.backends.numba import rows
-from localcoder.backends.numba.codes import CODE_ROWS, MIN_GROUP
+from localcoder.backends.numba.codes import CODE_ROWS, SUM_GROUP
 from localcoder.backends.numba.jit import compilation_shown, host_description
 from localcoder.backends.numba.linear import encode_rows
 from localcoder.backends.numba.replay import CELL_STRIDE, N_COLUMNS, Code, Column, replay
@@ -117,7 +117,7 @@ class NumbaExecutable(Executable):
         n_padded = -(-max_tokens // TILE_TOKENS) * TILE_TOKENS
         self._codes = np.empty(n_padded * widest, np.int16)
         self._scales = np.empty(n_padded * widest // GROUP, np.float32)
-        self._sums = np.empty(n_padded * widest // MIN_GROUP, np.float32)
+        self._sums = np.empty(n_padded * widest // SUM_GROUP, np.float32)
         self._rounded = np.empty(0, np.float32)
         shape, kv_type = kv.shape, by_name(kv.shape.kv_type)
         self._kv_shape = np.array(

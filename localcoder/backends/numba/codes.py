@@ -1,8 +1,7 @@
-"""Rows of integer formats as int16 codes, so that one kernel multiplies them all.
+"""Rows of integer formats as int16 codes, so that few kernels multiply them all.
 
-Every GROUP of 32 values has one float32 scale d. Formats with sub-block scales have them multiplied into the codes
-(at most 63 · 127, exact in int16), so d is the super-block's. Formats with minimums also give, for every 16 values, the
-float32 m of x = d·code - m; `linear` subtracts m times the sum of the activations.
+Every 32 values, or 16 for SUB_16 formats, have one float32 scale d. Formats with minimums also have one float32 offset
+for each: x = d·code + offset. Both are exact: products of a half and a small integer.
 
 Block layouts are those of `quants`; fields are found through `QuantType.block`.
 """
@@ -21,7 +20,7 @@ from localcoder.quants import by_name
 from localcoder.quants.activations import Q8_GROUP
 
 assert Q8_GROUP == GROUP
-MIN_GROUP = 16  # values that share a minimum
+SUM_GROUP = 16  # activations whose codes are summed, to meet the weights' offsets
 _AHEAD = 2048  # bytes between what is unpacked and what is asked from memory: a row's end hides the next from the CPU
 
 
@@ -45,7 +44,8 @@ Q5_K_ID, Q5_K_BYTES, Q5_K_D, Q5_K_DMIN, Q5_K_SCALES, Q5_K_QH, Q5_K_QS = _layout(
 Q6_K_ID, Q6_K_BYTES, Q6_K_QL, Q6_K_QH, Q6_K_SCALES, Q6_K_D = _layout("q6_k")
 
 WITH_MINS = frozenset({Q4_1_ID, Q5_1_ID, Q2_K_ID, Q4_K_ID, Q5_K_ID})
-CODE_ROWS = WITH_MINS | {Q4_0_ID, Q5_0_ID, Q8_0_ID, Q3_K_ID, Q6_K_ID}
+SUB_16 = frozenset({Q2_K_ID, Q3_K_ID, Q6_K_ID})
+CODE_ROWS = WITH_MINS | SUB_16 | {Q4_0_ID, Q5_0_ID, Q8_0_ID}
 
 F32Row = NDArray[np.float32]
 Codes = NDArray[np.int16]
@@ -64,11 +64,10 @@ def unpack_codes(
     scales0: int,
     step: int,
     mins: F32Row,
-    mins0: int,
 ) -> None:
-    """n values of a format of CODE_ROWS at data[at:] -> codes [n], scales [n / GROUP] `step` apart, mins [n / 16].
+    """n values of a format of CODE_ROWS at data[at:] -> codes [n]; scales from scales0 on, `step` apart.
 
-    mins is left alone by formats that are not in WITH_MINS.
+    The offsets of formats in WITH_MINS go to the same places of `mins`, which others leave alone.
     """
     if kind == Q8_0_ID:
         for g in range(n // GROUP):
@@ -87,7 +86,7 @@ def unpack_codes(
             block = at + g * Q4_1_BYTES
             prefetch(data, block + _AHEAD)
             scales[scales0 + g * step] = f16_to_f32(load_u16(data, block + Q4_1_D))
-            mins[mins0 + 2 * g] = mins[mins0 + 2 * g + 1] = -f16_to_f32(load_u16(data, block + Q4_1_M))
+            mins[scales0 + g * step] = f16_to_f32(load_u16(data, block + Q4_1_M))
             _nibbles(data, block + Q4_1_QS, 0, codes, to + g * GROUP)
     elif kind == Q5_0_ID:
         for g in range(n // GROUP):
@@ -101,11 +100,11 @@ def unpack_codes(
             block = at + g * Q5_1_BYTES
             prefetch(data, block + _AHEAD)
             scales[scales0 + g * step] = f16_to_f32(load_u16(data, block + Q5_1_D))
-            mins[mins0 + 2 * g] = mins[mins0 + 2 * g + 1] = -f16_to_f32(load_u16(data, block + Q5_1_M))
+            mins[scales0 + g * step] = f16_to_f32(load_u16(data, block + Q5_1_M))
             _nibbles(data, block + Q5_1_QS, 0, codes, to + g * GROUP)
             _add_fifth_bits(data, block + Q5_1_QH, codes, to + g * GROUP)
     else:
-        _unpack_super_blocks(kind, data, at, n, codes, to, scales, scales0, step, mins, mins0)
+        _unpack_super_blocks(kind, data, at, n, codes, to, scales, scales0, step, mins)
 
 
 @kernel
@@ -120,30 +119,32 @@ def _unpack_super_blocks(
     scales0: int,
     step: int,
     mins: F32Row,
-    mins0: int,
 ) -> None:
+    n_subs = 8 if kind in (Q4_K_ID, Q5_K_ID) else 16
     for s in range(n // 256):
-        here, minimum = to + 256 * s, mins0 + 16 * s
+        here, first = to + 256 * s, scales0 + n_subs * s * step
         if kind == Q4_K_ID:
             block = at + s * Q4_K_BYTES
             _prefetch_lines(data, block + _AHEAD, Q4_K_BYTES)
             d, dmin = f16_to_f32(load_u16(data, block + Q4_K_D)), f16_to_f32(load_u16(data, block + Q4_K_DMIN))
             for j in range(8):
                 scale, m = _scale_and_min(data, block + Q4_K_SCALES, j)
-                mins[minimum + 2 * j] = mins[minimum + 2 * j + 1] = dmin * np.float32(m)
+                scales[first + j * step] = d * np.float32(scale)
+                mins[first + j * step] = -(dmin * np.float32(m))
                 for i in range(2):
                     qs = block + Q4_K_QS + j // 2 * 32 + 16 * i
-                    spread_bits(data, qs, j % 2 * 4, 15, qs, 0, 0, 0, scale, codes, here + 32 * j + 16 * i)
+                    spread_bits(data, qs, j % 2 * 4, 15, qs, 0, 0, 0, codes, here + 32 * j + 16 * i)
         elif kind == Q5_K_ID:
             block = at + s * Q5_K_BYTES
             _prefetch_lines(data, block + _AHEAD, Q5_K_BYTES)
             d, dmin = f16_to_f32(load_u16(data, block + Q5_K_D)), f16_to_f32(load_u16(data, block + Q5_K_DMIN))
             for j in range(8):
                 scale, m = _scale_and_min(data, block + Q5_K_SCALES, j)
-                mins[minimum + 2 * j] = mins[minimum + 2 * j + 1] = dmin * np.float32(m)
+                scales[first + j * step] = d * np.float32(scale)
+                mins[first + j * step] = -(dmin * np.float32(m))
                 for i in range(2):
                     qs, qh = block + Q5_K_QS + j // 2 * 32 + 16 * i, block + Q5_K_QH + 16 * i
-                    spread_bits(data, qs, j % 2 * 4, 15, qh, j - 4, 16, 0, scale, codes, here + 32 * j + 16 * i)
+                    spread_bits(data, qs, j % 2 * 4, 15, qh, j - 4, 16, 0, codes, here + 32 * j + 16 * i)
         elif kind == Q6_K_ID:
             block = at + s * Q6_K_BYTES
             _prefetch_lines(data, block + _AHEAD, Q6_K_BYTES)
@@ -152,9 +153,8 @@ def _unpack_super_blocks(
                 half, quarter, i = j // 8, j // 2 % 4, j % 2
                 ql = block + Q6_K_QL + 64 * half + quarter % 2 * 32 + 16 * i
                 qh = block + Q6_K_QH + 32 * half + 16 * i
-                scale = np.int64(np.int8(data[block + Q6_K_SCALES + j]))
-                low, high = quarter // 2 * 4, 2 * quarter - 4
-                spread_bits(data, ql, low, 15, qh, high, 48, 32, scale, codes, here + 16 * j)
+                scales[first + j * step] = d * np.float32(np.int8(data[block + Q6_K_SCALES + j]))
+                spread_bits(data, ql, quarter // 2 * 4, 15, qh, 2 * quarter - 4, 48, 32, codes, here + 16 * j)
         elif kind == Q3_K_ID:
             block = at + s * Q3_K_BYTES
             _prefetch_lines(data, block + _AHEAD, Q3_K_BYTES)
@@ -165,9 +165,10 @@ def _unpack_super_blocks(
                 scale = (data[packed + j % 8] >> (j // 8 * 4) & 15) + (
                     (data[packed + 8 + j % 4] >> (j // 4 * 2) & 3) << 4
                 )
+                scales[first + j * step] = d * np.float32(np.int64(scale) - 32)
                 qs, hmask = block + Q3_K_QS + 32 * half + 16 * i, block + Q3_K_HMASK + 16 * i
                 bit = 4 * half + quarter
-                spread_bits(data, qs, 2 * quarter, 3, hmask, bit - 2, 4, 4, np.int64(scale) - 32, codes, here + 16 * j)
+                spread_bits(data, qs, 2 * quarter, 3, hmask, bit - 2, 4, 4, codes, here + 16 * j)
         else:
             block = at + s * Q2_K_BYTES
             _prefetch_lines(data, block + _AHEAD, Q2_K_BYTES)
@@ -175,11 +176,10 @@ def _unpack_super_blocks(
             for j in range(16):
                 half, quarter, i = j // 8, j // 2 % 4, j % 2
                 both = np.int64(data[block + Q2_K_SCALES + j])
-                mins[minimum + j] = dmin * np.float32(both >> 4)
+                scales[first + j * step] = d * np.float32(both & 15)
+                mins[first + j * step] = -(dmin * np.float32(both >> 4))
                 qs = block + Q2_K_QS + 32 * half + 16 * i
-                spread_bits(data, qs, 2 * quarter, 3, qs, 0, 0, 0, both & 15, codes, here + 16 * j)
-        for g in range(8):
-            scales[scales0 + (8 * s + g) * step] = d
+                spread_bits(data, qs, 2 * quarter, 3, qs, 0, 0, 0, codes, here + 16 * j)
 
 
 @kernel
@@ -191,8 +191,8 @@ def _prefetch_lines(data: Bytes, at: int, n_bytes: int) -> None:
 @kernel
 def _nibbles(data: Bytes, at: int, bias: int, codes: Codes, to: int) -> None:
     """32 codes of 4 bits from 16 bytes: the low halves, then the high ones."""
-    spread_bits(data, at, 0, 15, at, 0, 0, bias, 1, codes, to)
-    spread_bits(data, at, 4, 15, at, 0, 0, bias, 1, codes, to + 16)
+    spread_bits(data, at, 0, 15, at, 0, 0, bias, codes, to)
+    spread_bits(data, at, 4, 15, at, 0, 0, bias, codes, to + 16)
 
 
 @kernel

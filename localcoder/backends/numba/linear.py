@@ -2,8 +2,8 @@
 
 Every function here is one op as each thread runs it: work is taken chunk by chunk from a shared counter, so that a
 slow core takes less. What a chunk computes does not depend on who takes it, and a token's result does not depend on
-how many tokens there are: integer dot products are exact, groups are added in order, and float dot products have one
-order of additions whatever the tile.
+how many tokens there are: integer dot products are exact, and float operations have one order whatever the tile. It is
+that of csrc/cpu/kernel_table.h: the C backend gives the same bits.
 """
 
 from __future__ import annotations
@@ -12,26 +12,34 @@ import numpy as np
 from numpy.typing import NDArray
 
 from localcoder.backends.numba.codes import (
-    MIN_GROUP,
     Q2_K_ID,
+    Q3_K_ID,
     Q4_1_ID,
     Q4_K_ID,
     Q5_1_ID,
     Q5_K_ID,
+    Q6_K_ID,
+    SUM_GROUP,
     Bytes,
     Codes,
     F32Row,
     unpack_codes,
 )
 from localcoder.backends.numba.jit import kernel
-from localcoder.backends.numba.rows import decode_floats, encode_row, largest_magnitude, reciprocal_or_zero, round_codes
+from localcoder.backends.numba.rows import decode_floats, encode_row, largest_magnitude, q8_inverse, round_codes
 from localcoder.backends.numba.simd import (
     GROUP,
     PANEL_ROWS,
     TILE_ROWS,
     TILE_TOKENS,
-    codes_panel,
-    codes_tile,
+    codes_panel_16,
+    codes_panel_16_min,
+    codes_panel_32,
+    codes_panel_32_min,
+    codes_tile_16,
+    codes_tile_16_min,
+    codes_tile_32,
+    codes_tile_32_min,
     dot_4x1,
     dot_4x4,
     f32_at,
@@ -41,6 +49,7 @@ from localcoder.backends.numba.simd import (
 MIN_TILED = 6  # tokens from which tiles pay, padding included
 _N_PANELS = 2  # unpacked at once for many tokens: they stay in the L2 cache
 _ROWS_FLOAT = 16
+_WITH_MINS, _SUB_16 = 1, 2
 
 Cells = NDArray[np.int64]
 
@@ -49,10 +58,10 @@ Cells = NDArray[np.int64]
 def quantize_tokens(
     x: F32Row, n: int, n_in: int, codes: Codes, scales: F32Row, sums: F32Row, cells: Cells, cell: int
 ) -> None:
-    """x [n, n_in] -> codes and scales as `quants.activations.quantize_q8` defines them, and sums of MIN_GROUP values.
+    """x [n, n_in] -> codes and scales as `quants.activations.quantize_q8` defines them, and sums of SUM_GROUP codes.
 
-    For fewer than MIN_TILED tokens codes are [n, n_in], scales [n, n_in / GROUP]; for more, in the layout of
-    `simd.codes_tile`, tile after tile, the last one filled up with zeros. sums are [n, n_in / MIN_GROUP].
+    For fewer than MIN_TILED tokens codes are [n, n_in], scales [n, n_in / GROUP], sums [n, n_in / SUM_GROUP]; for more,
+    in the layout of `simd.codes_tile_*`, tile after tile, the last one filled up with zeros.
     """
     tiled = n >= MIN_TILED
     n_groups = n_in // GROUP
@@ -65,16 +74,16 @@ def quantize_tokens(
             extreme = np.float32(0)
             if t < n:
                 extreme = largest_magnitude(x, t * n_in + g * GROUP, GROUP)
-                inverse = np.float32(127) * reciprocal_or_zero(extreme)
-                round_codes(x, t * n_in + g * GROUP, GROUP, inverse, row, 0)
+                round_codes(x, t * n_in + g * GROUP, GROUP, q8_inverse(extreme), row, 0)
             else:
                 row[:] = 0
             scale = extreme / np.float32(127)
             for half in range(2):
                 total = np.int32(0)
-                for i in range(MIN_GROUP):
-                    total += row[half * MIN_GROUP + i]
-                sums[(t * n_groups + g) * 2 + half] = scale * np.float32(total)
+                for i in range(SUM_GROUP):
+                    total += row[half * SUM_GROUP + i]
+                at = ((tile * n_groups + g) * 2 + half) * TILE_TOKENS + lane if tiled else (t * n_groups + g) * 2 + half
+                sums[at] = np.float32(total)
             if tiled:
                 scales[(tile * n_groups + g) * TILE_TOKENS + lane] = scale
                 at = (tile * n_groups + g) * GROUP * TILE_TOKENS + 2 * lane
@@ -97,7 +106,7 @@ def round_tokens(x: F32Row, n: int, out: F32Row, cells: Cells, cell: int) -> Non
     while g < n // GROUP:
         for group in range(g, min(g + 64, n // GROUP)):
             extreme = largest_magnitude(x, group * GROUP, GROUP)
-            round_codes(x, group * GROUP, GROUP, np.float32(127) * reciprocal_or_zero(extreme), codes, 0)
+            round_codes(x, group * GROUP, GROUP, q8_inverse(extreme), codes, 0)
             for i in range(GROUP):
                 out[group * GROUP + i] = extreme / np.float32(127) * np.float32(codes[i])
         g = fetch_add(cells, cell, 64)
@@ -118,32 +127,32 @@ def linear_codes(
     cells: Cells,
     cell: int,
 ) -> None:
-    """out [n, n_out] = x Wᵀ for a few tokens as `quantize_tokens` left them; weights of CODE_ROWS, with mins or not.
-
-    A token's result is the sum over groups, in order, of scale · scale · integer dot product; mins, if any, come last.
-    """
-    has_mins = _has_mins(kind)
-    n_groups, n_mins = n_in // GROUP, n_in // MIN_GROUP
-    panel, panel_scales = np.zeros(PANEL_ROWS * n_in, np.int16), np.zeros(PANEL_ROWS * n_groups, np.float32)
-    mins = np.zeros(PANEL_ROWS * n_mins if has_mins else 1, np.float32)
-    totals, correction = np.empty(n * PANEL_ROWS, np.float32), np.zeros(16, np.float32)
+    """out [n, n_out] = x Wᵀ for a few tokens as `quantize_tokens` left them; weights of CODE_ROWS."""
+    layout = _layout(kind)
+    n_groups, n_scales = n_in // GROUP, n_in // (16 if layout & _SUB_16 else 32)
+    panel, panel_scales = np.zeros(PANEL_ROWS * n_in, np.int16), np.zeros(PANEL_ROWS * n_scales, np.float32)
+    mins = np.zeros(PANEL_ROWS * n_scales if layout & _WITH_MINS else 1, np.float32)
+    totals = np.empty(n * PANEL_ROWS, np.float32)
     first = fetch_add(cells, cell, PANEL_ROWS)
     while first < n_out:
         n_rows = min(PANEL_ROWS, n_out - first)
         totals[:] = 0
         for r in range(n_rows):
             at = (first + r) * row_bytes
-            unpack_codes(kind, weight, at, n_in, panel, r * n_in, panel_scales, r, PANEL_ROWS, mins, r * n_mins)
+            unpack_codes(kind, weight, at, n_in, panel, r * n_in, panel_scales, r, PANEL_ROWS, mins)
         for t in range(n):
-            codes_panel(
-                panel, n_in, panel_scales, codes, t * n_in, scales, t * n_groups, n_groups, totals, t * PANEL_ROWS
-            )
+            x0, xs0, to = t * n_in, t * n_groups, t * PANEL_ROWS
+            if layout == 0:
+                codes_panel_32(panel, n_in, panel_scales, mins, codes, x0, scales, xs0, sums, n_groups, totals, to)
+            elif layout == _WITH_MINS:
+                codes_panel_32_min(panel, n_in, panel_scales, mins, codes, x0, scales, xs0, sums, n_groups, totals, to)
+            elif layout == _SUB_16:
+                codes_panel_16(panel, n_in, panel_scales, mins, codes, x0, scales, xs0, sums, n_groups, totals, to)
+            else:
+                codes_panel_16_min(panel, n_in, panel_scales, mins, codes, x0, scales, xs0, sums, n_groups, totals, to)
         for t in range(n):
-            for r0 in range(0, n_rows, 4):
-                if has_mins:
-                    dot_4x1(mins, r0 * n_mins, sums, t * n_mins, n_mins, correction, 0, 4)
-                for r in range(min(4, n_rows - r0)):
-                    out[t * n_out + first + r0 + r] = totals[t * PANEL_ROWS + r0 + r] - correction[r]
+            for r in range(n_rows):
+                out[t * n_out + first + r] = totals[t * PANEL_ROWS + r]
         first = fetch_add(cells, cell, PANEL_ROWS)
 
 
@@ -163,39 +172,42 @@ def linear_codes_tiled(
     cell: int,
 ) -> None:
     """The same for many tokens: panels of rows are unpacked once and meet every tile of tokens."""
-    has_mins = _has_mins(kind)
-    n_groups, n_mins, n_most = n_in // GROUP, n_in // MIN_GROUP, PANEL_ROWS * _N_PANELS
-    panel, panel_scales = np.zeros(n_most * n_in, np.int16), np.zeros(n_most * n_groups, np.float32)
-    mins = np.zeros(n_most * n_mins if has_mins else 1, np.float32)
-    tile, correction = np.empty(TILE_ROWS * TILE_TOKENS, np.float32), np.zeros(TILE_ROWS * TILE_TOKENS, np.float32)
+    layout = _layout(kind)
+    n_groups, n_scales = n_in // GROUP, n_in // (16 if layout & _SUB_16 else 32)
+    n_most = PANEL_ROWS * _N_PANELS
+    panel, panel_scales = np.zeros(n_most * n_in, np.int16), np.zeros(n_most * n_scales, np.float32)
+    mins = np.zeros(n_most * n_scales if layout & _WITH_MINS else 1, np.float32)
+    tile = np.empty(TILE_ROWS * TILE_TOKENS, np.float32)
     first = fetch_add(cells, cell, n_most)
     while first < n_out:
         n_rows = min(n_most, n_out - first)
         for r in range(n_rows):
-            scales_at = r // PANEL_ROWS * PANEL_ROWS * n_groups + r % PANEL_ROWS
+            scales_at = r // PANEL_ROWS * PANEL_ROWS * n_scales + r % PANEL_ROWS
             at = (first + r) * row_bytes
-            unpack_codes(kind, weight, at, n_in, panel, r * n_in, panel_scales, scales_at, PANEL_ROWS, mins, r * n_mins)
+            unpack_codes(kind, weight, at, n_in, panel, r * n_in, panel_scales, scales_at, PANEL_ROWS, mins)
         for t0 in range(0, n, TILE_TOKENS):
+            x0, xs0 = t0 * n_in, t0 * n_groups
             for r0 in range(0, n_rows, TILE_ROWS):
-                scales_at = r0 // PANEL_ROWS * PANEL_ROWS * n_groups + r0 % PANEL_ROWS
-                codes_tile(
-                    panel, r0 * n_in, panel_scales, scales_at, codes, t0 * n_in, scales, t0 * n_groups, n_groups, tile
-                )
-                if has_mins:
-                    for t in range(0, TILE_TOKENS, 4):
-                        for r in range(0, TILE_ROWS, 4):
-                            x0, at = (t0 + t) * n_mins, t * TILE_ROWS + r
-                            dot_4x4(mins, (r0 + r) * n_mins, sums, x0, n_mins, correction, at, TILE_ROWS)
+                w0, ws0 = r0 * n_in, r0 // PANEL_ROWS * PANEL_ROWS * n_scales + r0 % PANEL_ROWS
+                if layout == 0:
+                    codes_tile_32(panel, w0, panel_scales, mins, ws0, codes, x0, scales, xs0, sums, n_groups, tile)
+                elif layout == _WITH_MINS:
+                    codes_tile_32_min(panel, w0, panel_scales, mins, ws0, codes, x0, scales, xs0, sums, n_groups, tile)
+                elif layout == _SUB_16:
+                    codes_tile_16(panel, w0, panel_scales, mins, ws0, codes, x0, scales, xs0, sums, n_groups, tile)
+                else:
+                    codes_tile_16_min(panel, w0, panel_scales, mins, ws0, codes, x0, scales, xs0, sums, n_groups, tile)
                 for t in range(min(TILE_TOKENS, n - t0)):
                     for r in range(min(TILE_ROWS, n_rows - r0)):
-                        total = tile[r * TILE_TOKENS + t] - correction[t * TILE_ROWS + r]
-                        out[(t0 + t) * n_out + first + r0 + r] = total
+                        out[(t0 + t) * n_out + first + r0 + r] = tile[r * TILE_TOKENS + t]
         first = fetch_add(cells, cell, n_most)
 
 
 @kernel
-def _has_mins(kind: int) -> bool:
-    return kind in (Q4_1_ID, Q5_1_ID, Q2_K_ID, Q4_K_ID, Q5_K_ID)
+def _layout(kind: int) -> int:
+    """Which of the kernels a format of CODE_ROWS wants: a sum of _WITH_MINS and _SUB_16."""
+    with_mins = _WITH_MINS if kind in (Q4_1_ID, Q5_1_ID, Q2_K_ID, Q4_K_ID, Q5_K_ID) else 0
+    return with_mins + (_SUB_16 if kind in (Q2_K_ID, Q3_K_ID, Q6_K_ID) else 0)
 
 
 @kernel

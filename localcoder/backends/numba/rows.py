@@ -68,8 +68,18 @@ def largest_magnitude(x: F32Row, x0: int, n: int) -> Any:
 @kernel
 def reciprocal_or_zero(d: Any) -> Any:
     """1/d, or 0 where that is not finite (`quants.rounding`)."""
-    inverse = np.float32(1) / d
-    return inverse if np.abs(inverse) <= np.float32(3.4028235e38) else np.float32(0)
+    return _finite_or_zero(np.float32(1) / d)
+
+
+@kernel
+def q8_inverse(extreme: Any) -> Any:
+    """What activations are multiplied by before rounding (`quants.activations`)."""
+    return _finite_or_zero(np.float32(127) * (np.float32(1) / extreme))
+
+
+@kernel
+def _finite_or_zero(x: Any) -> Any:
+    return x if np.abs(x) <= np.float32(3.4028235e38) else np.float32(0)
 
 
 @kernel
@@ -103,7 +113,7 @@ def decode_row(kind: int, data: Bytes, at: int, n: int, out: F32Row, out0: int) 
     else:
         row = out[out0 : out0 + n]
         codes, scales = np.empty(n, np.int16), np.empty(n // GROUP, np.float32)
-        unpack_codes(kind, data, at, n, codes, 0, scales, 0, 1, scales, 0)
+        unpack_codes(kind, data, at, n, codes, 0, scales, 0, 1, scales)
         for g in range(n // GROUP):
             d = scales[g]
             for i in range(GROUP):
