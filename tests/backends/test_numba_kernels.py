@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from localcoder.backends.numba import codes, elementwise, halves, jit, linear, rows, simd
-from localcoder.backends.numba.simd import GROUP
+from localcoder.backends.numba.emit import GROUP
 from localcoder.quants import ALL, BY_ID, by_name
 from localcoder.quants.activations import quantize_q8
 

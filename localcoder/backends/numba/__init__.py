@@ -1,7 +1,9 @@
 """The numba backend: the recorded program replayed by kernels that LLVM compiles for this very CPU at first use.
 
     jit       the one place with compiler options; where compiled kernels are kept; showing that they are being compiled
-    simd      explicit vectors: dot products, integer tiles, raw memory, atomics
+    emit      pieces of LLVM IR: vectors, fused multiply-add
+    simd      sums in lanes, raw memory, atomics
+    tiles     dot products of floats and of integer codes
     halves    half precision
     codes     a row of an integer format as int16 codes and scales
     rows      a row of any known format to floats, and back

@@ -16,7 +16,8 @@ from localcoder.backends.numba.elementwise import exp
 from localcoder.backends.numba.jit import kernel
 from localcoder.backends.numba.linear import Cells
 from localcoder.backends.numba.rows import decode_row, encode_row
-from localcoder.backends.numba.simd import dot_4x1, dot_4x4, fetch_add, fused, sum_in_lanes
+from localcoder.backends.numba.simd import fetch_add, fused, sum_in_lanes
+from localcoder.backends.numba.tiles import dot_4x1, dot_4x4
 
 Ints = NDArray[np.int32]
 

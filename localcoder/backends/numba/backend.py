@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 from localcoder.backends.base import Backend, Executable, HostKVStore, KVStore
 from localcoder.backends.numba import rows
 from localcoder.backends.numba.codes import CODE_ROWS, SUM_GROUP
+from localcoder.backends.numba.emit import GROUP
 from localcoder.backends.numba.jit import compilation_shown, host_description
 from localcoder.backends.numba.linear import encode_rows
 from localcoder.backends.numba.replay import CELL_STRIDE, N_COLUMNS, Code, Column, replay
-from localcoder.backends.numba.simd import GROUP, TILE_TOKENS
 from localcoder.backends.numba.team import ThreadTeam
+from localcoder.backends.numba.tiles import TILE_TOKENS
 from localcoder.backends.program import (
     Add,
     Attend,

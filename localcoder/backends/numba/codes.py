@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from localcoder.backends.numba.emit import GROUP
 from localcoder.backends.numba.halves import f16_to_f32
 from localcoder.backends.numba.jit import kernel
-from localcoder.backends.numba.simd import GROUP, load_u16, prefetch, spread_bits, widen_signed
+from localcoder.backends.numba.simd import load_u16, prefetch, spread_bits, widen_signed
 from localcoder.quants import by_name
 from localcoder.quants.activations import Q8_GROUP
 

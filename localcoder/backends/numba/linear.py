@@ -25,10 +25,11 @@ from localcoder.backends.numba.codes import (
     F32Row,
     unpack_codes,
 )
+from localcoder.backends.numba.emit import GROUP
 from localcoder.backends.numba.jit import kernel
 from localcoder.backends.numba.rows import decode_floats, encode_row, largest_magnitude, q8_inverse, round_codes
-from localcoder.backends.numba.simd import (
-    GROUP,
+from localcoder.backends.numba.simd import f32_at, fetch_add
+from localcoder.backends.numba.tiles import (
     PANEL_ROWS,
     TILE_ROWS,
     TILE_TOKENS,
@@ -42,8 +43,6 @@ from localcoder.backends.numba.simd import (
     codes_tile_32_min,
     dot_4x1,
     dot_4x4,
-    f32_at,
-    fetch_add,
 )
 
 MIN_TILED = 6  # tokens from which tiles pay, padding included
@@ -61,7 +60,7 @@ def quantize_tokens(
     """x [n, n_in] -> codes and scales as `quants.activations.quantize_q8` defines them, and sums of SUM_GROUP codes.
 
     For fewer than MIN_TILED tokens codes are [n, n_in], scales [n, n_in / GROUP], sums [n, n_in / SUM_GROUP]; for more,
-    in the layout of `simd.codes_tile_*`, tile after tile, the last one filled up with zeros.
+    in the layout of `tiles.codes_tile_*`, tile after tile, the last one filled up with zeros.
     """
     tiled = n >= MIN_TILED
     n_groups = n_in // GROUP

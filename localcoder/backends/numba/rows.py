@@ -22,9 +22,10 @@ from localcoder.backends.numba.codes import (
     Q8_0_QS,
     unpack_codes,
 )
+from localcoder.backends.numba.emit import GROUP
 from localcoder.backends.numba.halves import f16_to_f32, f32_to_f16
 from localcoder.backends.numba.jit import kernel
-from localcoder.backends.numba.simd import GROUP, bits_of, float_of, load_f32, load_u16, store_f32, store_u16
+from localcoder.backends.numba.simd import bits_of, float_of, load_f32, load_u16, store_f32, store_u16
 from localcoder.quants import by_name
 
 F32_ID, F16_ID, BF16_ID = (by_name(name).gguf_id for name in ("f32", "f16", "bf16"))
