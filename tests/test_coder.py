@@ -218,7 +218,7 @@ def test_without_a_path_the_embedded_model_writes_code():
 
 
 def test_greedy_text_depends_on_neither_backend_nor_threads_nor_chunks(monkeypatch):
-    """With the embedded model, whose integer blocks round the activations: a last bit would now and then change a text."""
+    """With the embedded model, whose integer blocks round the activations: a last bit can change a text."""
     prompts = [
         "import os\n\ndef read_lines(path):\n    " * 3,
         "class Stack:\n    def __init__(self):\n        self.items = []\n\n    def",
