@@ -63,19 +63,29 @@ class PlannedTensor:
         return math.prod(self.info.shape[:-1])
 
     def rounded(self, quantize: Quantize) -> Iterator[Bytes]:
-        """All rows in their new type, a slice of whole units at a time, uint8 [n, row_bytes].
+        """All rows in their new type, a slice at a time, uint8 [n, row_bytes].
 
         Raises:
             FileError: a value is not finite, or too large for the type; it names the tensor and the place.
         """
+        for start, stop, x in self._checked_slices():
+            stored = self.source.stored_rows(start, stop, self.info.qtype)
+            yield quantize(self.info.qtype, x, self.importance) if stored is None else stored
+
+    def check(self) -> None:
+        """Reads all values; raises as `rounded`."""
+        for _ in self._checked_slices():
+            pass
+
+    def _checked_slices(self) -> Iterator[tuple[int, int, Float32]]:
+        """Slices of whole units: (first row, end, values)."""
         unit = self.source.unit
         step = max(1, SLICE_VALUES // (self.info.shape[-1] * unit)) * unit
         for start in range(0, self.n_rows, step):
             stop = min(start + step, self.n_rows)
             x = self.source.rows(start, stop)
             self._check(x, start)
-            stored = self.source.stored_rows(start, stop, self.info.qtype)
-            yield quantize(self.info.qtype, x, self.importance) if stored is None else stored
+            yield start, stop, x
 
     def _check(self, x: Float32, first_row: int) -> None:
         name = self.info.qtype.name

@@ -21,6 +21,8 @@ from localcoder.model.hyperparameters import Hyperparameters, read_hyperparamete
 from localcoder.model.llama import LayerWeights, attention, bind_weights, gated
 from localcoder.quants.spec import Float32, QuantTensor
 
+_LAYER_MATRICES = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
+
 Visit = Callable[[tuple[str, ...], Float32], Mapping[str, QuantTensor]]
 
 
@@ -50,6 +52,13 @@ class StagedModel:
     def n_stages(self) -> int:
         """How often `visit` is called by one `run`."""
         return 4 * self.hyperparameters.n_layer + 1
+
+    @property
+    def matrices(self) -> list[str]:
+        """The embedding and every matrix, in the order in which `run` comes to them."""
+        layers = (_names(i, part) for i in range(self.hyperparameters.n_layer) for part in _LAYER_MATRICES)
+        output = [] if self._tied else ["output.weight"]
+        return ["token_embd.weight", *(name for names in layers for name in names), *output]
 
     def run(self, tokens: NDArray[np.int32], visit: Visit, *, embedding: QuantTensor | None = None) -> None:
         """Computes all stages, calling `visit` before each matrix is used.

@@ -44,3 +44,18 @@ def test_mistakes(cli, model, tmp_path, options, problem):
 def test_same_path_and_missing_input(cli, model, tmp_path):
     assert "is being read" in cli("quantize", model, model, "q8_0").err
     assert "nothing.gguf" in cli("quantize", tmp_path / "nothing.gguf", tmp_path / "out.gguf", "q8_0").err
+
+
+def test_calibrate(cli, model, tmp_path):
+    (tmp_path / "text.txt").write_text("def f(x):\n    return x\n" * 20)
+    options = ["--calibrate", tmp_path / "text.txt", "--calibrate-ctx", 32, "--calibrate-chunks", 2]
+    result = cli("quantize", model, tmp_path / "out.gguf", "q4_0", *options)
+    assert result.code == 0, result.err
+    cli("quantize", model, tmp_path / "plain.gguf", "q4_0")
+    assert (tmp_path / "out.gguf").stat().st_size == (tmp_path / "plain.gguf").stat().st_size
+    assert (tmp_path / "out.gguf").read_bytes() != (tmp_path / "plain.gguf").read_bytes()
+    (tmp_path / "text.txt").write_text("short")
+    result = cli("quantize", model, tmp_path / "short.gguf", "q4_0", *options)
+    assert result.code == 2
+    assert "one chunk takes 32" in result.err
+    assert not (tmp_path / "short.gguf").exists()
