@@ -79,7 +79,7 @@ enum lc_op_kind {
     LC_OP_EMBED = 0,     /* out[t] = weight[token[t]] */
     LC_OP_RMS_NORM = 1,  /* out = x / sqrt(mean(x²) + eps) · vector; out may be x */
     LC_OP_QUANTIZE = 2,  /* rounds x to q8 for the LINEAR ops that follow, until the next QUANTIZE */
-    LC_OP_LINEAR = 3,    /* out[i] = x weight[i]ᵀ for each weight, with an epilogue; q8 formats read the last QUANTIZE */
+    LC_OP_LINEAR = 3,    /* out[i] = x weight[i]ᵀ for each weight, with an epilogue; q8 types read the last QUANTIZE */
     LC_OP_ROPE = 4,      /* rotates the pairs (2i, 2i+1) of `n_head` heads; out may be x */
     LC_OP_WRITE_KV = 5,  /* stores x (keys) and y (values) of `layer` in the cache */
     LC_OP_ATTEND = 6,    /* causal attention of x over the cache of `layer` */

@@ -82,8 +82,8 @@ void lc_attend_item(const lc_attention *a, int item, float *scratch) {
     memset(q, 0, (size_t)n_q * (size_t)d * sizeof *q);
     memset(out, 0, (size_t)n_q * (size_t)d * sizeof *out);
     for (int i = 0; i < n_q; i++) {
-        const float *head = a->q + (size_t)(run.first + i / n_heads) * width + (size_t)(head0 + i % n_heads) * (size_t)head_dim;
-        memcpy(q + i * d, head, (size_t)head_dim * sizeof *q);
+        const size_t from = (size_t)(run.first + i / n_heads) * width + (size_t)((head0 + i % n_heads) * head_dim);
+        memcpy(q + i * d, a->q + from, (size_t)head_dim * sizeof *q);
         max[i] = -INFINITY;
         sum[i] = 0;
     }
@@ -107,7 +107,7 @@ void lc_attend_item(const lc_attention *a, int item, float *scratch) {
         a->kernels->attend_mix(scores, lds, keep, n_q, rows, n_k, d, out);
     }
     for (int i = 0; i < n_q; i++) {
-        float *head = a->out + (size_t)(run.first + i / n_heads) * width + (size_t)(head0 + i % n_heads) * (size_t)head_dim;
-        for (int e = 0; e < head_dim; e++) head[e] = out[i * d + e] / sum[i];
+        const size_t to = (size_t)(run.first + i / n_heads) * width + (size_t)((head0 + i % n_heads) * head_dim);
+        for (int e = 0; e < head_dim; e++) a->out[to + (size_t)e] = out[i * d + e] / sum[i];
     }
 }

@@ -13,6 +13,26 @@ static inline int packed(const uint8_t *data, int n_bits, int run, int i) {
     return data[byte] >> (i / run % per_byte * n_bits) & ((1 << n_bits) - 1);
 }
 
+/* Codes 0 to n - 1 of such data, into bits `to` and up of codes[]; those below are there already. Written so that
+ * compilers vectorize it. */
+static inline void take_bits(const uint8_t *data, int n, int n_bits, int run, int to, int8_t *codes) {
+    const int mask = (1 << n_bits) - 1;
+    for (int first = 0; first < n; data += run)
+        for (int shift = 0; shift < 8; shift += n_bits, first += run)
+            for (int i = 0; i < run; i++) {
+                const int bits = (data[i] >> shift & mask) << to;
+                codes[first + i] = (int8_t)(to == 0 ? bits : codes[first + i] | bits);
+            }
+}
+
+static inline void shift_codes(int8_t *codes, int n, int by) {
+    for (int i = 0; i < n; i++) codes[i] = (int8_t)(codes[i] + by);
+}
+
+static inline void look_up(int8_t *codes, int n, const int8_t *values) {
+    for (int i = 0; i < n; i++) codes[i] = values[codes[i]];
+}
+
 /* The arguments of an unpacker; those that a format has no use for go unmentioned. */
 #define UNPACKER(name)                                                                                           \
     static void unpack_##name(const void *blocks, int n, const int8_t *grid, int8_t *codes, float *scales, float *mins)
@@ -26,7 +46,8 @@ static inline int packed(const uint8_t *data, int n_bits, int run, int i) {
 UNPACKER(q4_0) {
     EACH_BLOCK(q4_0, 32) {
         *scales++ = lc_half_to_float(b->d);
-        for (int i = 0; i < 32; i++) codes[i] = (int8_t)(packed(b->qs, 4, 16, i) - 8);
+        take_bits(b->qs, 32, 4, 16, 0, codes);
+        shift_codes(codes, 32, -8);
     }
 }
 
@@ -34,15 +55,16 @@ UNPACKER(q4_1) {
     EACH_BLOCK(q4_1, 32) {
         *scales++ = lc_half_to_float(b->d);
         *mins++ = -lc_half_to_float(b->m);
-        for (int i = 0; i < 32; i++) codes[i] = (int8_t)packed(b->qs, 4, 16, i);
+        take_bits(b->qs, 32, 4, 16, 0, codes);
     }
 }
 
 UNPACKER(q5_0) {
     EACH_BLOCK(q5_0, 32) {
         *scales++ = lc_half_to_float(b->d);
-        for (int i = 0; i < 32; i++)
-            codes[i] = (int8_t)((packed(b->qs, 4, 16, i) | packed(b->qh, 1, 1, i) << 4) - 16);
+        take_bits(b->qs, 32, 4, 16, 0, codes);
+        take_bits(b->qh, 32, 1, 1, 4, codes);
+        shift_codes(codes, 32, -16);
     }
 }
 
@@ -50,7 +72,8 @@ UNPACKER(q5_1) {
     EACH_BLOCK(q5_1, 32) {
         *scales++ = lc_half_to_float(b->d);
         *mins++ = -lc_half_to_float(b->m);
-        for (int i = 0; i < 32; i++) codes[i] = (int8_t)(packed(b->qs, 4, 16, i) | packed(b->qh, 1, 1, i) << 4);
+        take_bits(b->qs, 32, 4, 16, 0, codes);
+        take_bits(b->qh, 32, 1, 1, 4, codes);
     }
 }
 
@@ -66,7 +89,8 @@ static const int8_t IQ4_VALUES[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 
 UNPACKER(iq4_nl) {
     EACH_BLOCK(iq4_nl, 32) {
         *scales++ = lc_half_to_float(b->d);
-        for (int i = 0; i < 32; i++) codes[i] = IQ4_VALUES[packed(b->qs, 4, 16, i)];
+        take_bits(b->qs, 32, 4, 16, 0, codes);
+        look_up(codes, 32, IQ4_VALUES);
     }
 }
 
@@ -77,7 +101,8 @@ UNPACKER(mxfp4) {
     EACH_BLOCK(mxfp4, 32) {
         const uint32_t e = b->e; /* 2^(e - 128), which is subnormal for 0 and 1 */
         *scales++ = lc_float_from_bits(e < 2 ? 0x00200000u << e : (e - 1) << 23);
-        for (int i = 0; i < 32; i++) codes[i] = FP4_VALUES[packed(b->qs, 4, 16, i)];
+        take_bits(b->qs, 32, 4, 16, 0, codes);
+        look_up(codes, 32, FP4_VALUES);
     }
 }
 
@@ -85,11 +110,12 @@ UNPACKER(nvfp4) {
     EACH_BLOCK(nvfp4, 64) {
         for (int g = 0; g < 4; g++) { /* unsigned E4M3; 0x7F stands for 0 */
             const int e = b->d[g] >> 3 & 15, m = b->d[g] & 7;
-            float scale = e == 0 ? (float)m * 0x1p-10f : (float)(8 + m) * lc_float_from_bits((uint32_t)(e + 127 - 11) << 23);
-            if (b->d[g] == 0x7F) scale = 0;
-            *scales++ = scale;
+            const float power = lc_float_from_bits((uint32_t)(e + 127 - 11) << 23);
+            const float scale = e == 0 ? (float)m * 0x1p-10f : (float)(8 + m) * power;
+            *scales++ = b->d[g] == 0x7F ? 0 : scale;
         }
-        for (int i = 0; i < 64; i++) codes[i] = FP4_VALUES[packed(b->qs, 4, 8, i)];
+        take_bits(b->qs, 64, 4, 8, 0, codes);
+        look_up(codes, 64, FP4_VALUES);
     }
 }
 
@@ -102,7 +128,7 @@ UNPACKER(q2_k) {
             *scales++ = d * (float)(b->scales[s] & 15);
             *mins++ = dmin * (float)(b->scales[s] >> 4);
         }
-        for (int i = 0; i < 256; i++) codes[i] = (int8_t)packed(b->qs, 2, 32, i);
+        take_bits(b->qs, 256, 2, 32, 0, codes);
     }
 }
 
@@ -111,8 +137,9 @@ UNPACKER(q3_k) {
         const float d = lc_half_to_float(b->d);
         for (int s = 0; s < 16; s++)
             *scales++ = d * (float)((packed(b->scales, 4, 8, s) | packed(b->scales + 8, 2, 4, s) << 4) - 32);
-        for (int i = 0; i < 256; i++)
-            codes[i] = (int8_t)((packed(b->qs, 2, 32, i) | packed(b->hmask, 1, 32, i) << 2) - 4);
+        take_bits(b->qs, 256, 2, 32, 0, codes);
+        take_bits(b->hmask, 256, 1, 32, 2, codes);
+        shift_codes(codes, 256, -4);
     }
 }
 
@@ -130,7 +157,7 @@ UNPACKER(q4_k) {
     EACH_BLOCK(q4_k, 256) {
         k_scales(b->scales, lc_half_to_float(b->d), lc_half_to_float(b->dmin), scales, mins);
         scales += 8, mins += 8;
-        for (int i = 0; i < 256; i++) codes[i] = (int8_t)packed(b->qs, 4, 32, i);
+        take_bits(b->qs, 256, 4, 32, 0, codes);
     }
 }
 
@@ -138,7 +165,8 @@ UNPACKER(q5_k) {
     EACH_BLOCK(q5_k, 256) {
         k_scales(b->scales, lc_half_to_float(b->d), lc_half_to_float(b->dmin), scales, mins);
         scales += 8, mins += 8;
-        for (int i = 0; i < 256; i++) codes[i] = (int8_t)(packed(b->qs, 4, 32, i) | packed(b->qh, 1, 32, i) << 4);
+        take_bits(b->qs, 256, 4, 32, 0, codes);
+        take_bits(b->qh, 256, 1, 32, 4, codes);
     }
 }
 
@@ -146,8 +174,9 @@ UNPACKER(q6_k) {
     EACH_BLOCK(q6_k, 256) {
         const float d = lc_half_to_float(b->d);
         for (int s = 0; s < 16; s++) *scales++ = d * (float)b->scales[s];
-        for (int i = 0; i < 256; i++)
-            codes[i] = (int8_t)((packed(b->ql, 4, 64, i) | packed(b->qh, 2, 32, i) << 4) - 32);
+        take_bits(b->ql, 256, 4, 64, 0, codes);
+        take_bits(b->qh, 256, 2, 32, 4, codes);
+        shift_codes(codes, 256, -32);
     }
 }
 
@@ -158,7 +187,8 @@ UNPACKER(iq4_xs) {
         const float d = lc_half_to_float(b->d);
         for (int s = 0; s < 8; s++)
             *scales++ = d * (float)((packed(b->scales_l, 4, 1, s) | (b->scales_h >> 2 * s & 3) << 4) - 32);
-        for (int i = 0; i < 256; i++) codes[i] = IQ4_VALUES[packed(b->qs, 4, 16, i)];
+        take_bits(b->qs, 256, 4, 16, 0, codes);
+        look_up(codes, 256, IQ4_VALUES);
     }
 }
 
@@ -284,7 +314,8 @@ UNPACKER(tq2_0) {
     EACH_BLOCK(tq2_0, 256) {
         repeat_scale(scales, lc_half_to_float(b->d));
         scales += 8;
-        for (int i = 0; i < 256; i++) codes[i] = (int8_t)(packed(b->qs, 2, 32, i) - 1);
+        take_bits(b->qs, 256, 2, 32, 0, codes);
+        shift_codes(codes, 256, -1);
     }
 }
 

@@ -65,7 +65,7 @@ typedef void (*lc_tile_fn)(const lc_panel *panel, const lc_q8_block *x, int n, f
 
 /* Takes n values (a multiple of the block, at most LC_PANEL_ELEMS) of tile_rows rows apart; rows stand row_bytes
  * apart, those from n_rows on do not exist: their place holds anything finite. Meanwhile it asks for as many bytes from
- * `ahead` on as it reads itself: what will be wanted next. Many rows at once are more streams than processors foresee. */
+ * `ahead` on as it reads itself: what will be wanted next, because processors do not foresee so many streams. */
 typedef void (*lc_unpack_tile_fn)(const uint8_t *rows, size_t row_bytes, int n_rows, int n, const uint8_t *ahead,
                                   lc_panel *panel);
 
@@ -74,9 +74,10 @@ typedef void (*lc_matvec_fn)(const uint8_t *rows, size_t row_bytes, int n_rows, 
                              const uint8_t *ahead, float *c);
 
 /* y[t * ldy + r] = row r . x[t] for float types: n_rows rows that stand row_bytes apart, n_tokens rows of x, ldx
- * floats apart. Each sum runs in several lanes that are added in a fixed order at the end. */
+ * floats apart. Each sum runs in several lanes that are added in a fixed order at the end. `ahead` as above, from the
+ * last few rows on. */
 typedef void (*lc_float_tile_fn)(const uint8_t *rows, size_t row_bytes, int n_rows, const float *x, size_t ldx,
-                                 int n_tokens, int n, float *y, size_t ldy);
+                                 int n_tokens, int n, const uint8_t *ahead, float *y, size_t ldy);
 
 /* n blocks of values x, searched for the least squared error. w: a weight for each value, in w_blocks blocks that repeat
  * for ever, of which x starts at block `first`; NULL: all equal. False if a value is not finite: then some blocks may be

@@ -4,11 +4,10 @@
 #include <string.h>
 
 #include "half.h"
-#include "kernel_table.h"
+#include "simd_avx2.h"
+#include "block_kernels.h"
 
-enum { TILE_ROWS = 8, TILE_TOKENS = 4 };
-
-#define INLINE static inline __attribute__((always_inline))
+enum { TILE_TOKENS = 4 };
 
 INLINE float sum_f32(__m256 x) {
     __m128 s = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
@@ -63,19 +62,6 @@ static void quantize_q8(const float *x, int n, const lc_q8_block *block, int t) 
     }
 }
 
-/* sum += products of 8 rows' next four codes with one token's. Codes of formats with minimums are unsigned; others
- * move their sign to the activation, because the instruction wants one unsigned operand. */
-INLINE __m256i dot4(__m256i sum, __m256i w, __m256i w_abs, __m256i a, int is_unsigned) {
-    const __m256i pairs = is_unsigned ? _mm256_maddubs_epi16(w, a) : _mm256_maddubs_epi16(w_abs, _mm256_sign_epi8(a, w));
-    return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
-}
-
-INLINE __m256i broadcast4(const int8_t *p) {
-    int32_t four;
-    memcpy(&four, p, 4);
-    return _mm256_set1_epi32(four);
-}
-
 INLINE void tile(const lc_panel *panel, const lc_q8_block *x, int n, float *c, int ldc, int n_tokens, int sub,
                  int has_min) {
     __m256 total[TILE_TOKENS];
@@ -86,8 +72,8 @@ INLINE void tile(const lc_panel *panel, const lc_q8_block *x, int n, float *c, i
         __m256i sum[TILE_TOKENS];
         for (int t = 0; t < n_tokens; t++) sum[t] = _mm256_setzero_si256();
         for (int k = 0; k < sub / 4; k++, w += 4 * TILE_ROWS, a += 4 * n_tokens) {
-            const __m256i codes = _mm256_loadu_si256((const __m256i *)w), codes_abs = _mm256_abs_epi8(codes);
-            for (int t = 0; t < n_tokens; t++) sum[t] = dot4(sum[t], codes, codes_abs, broadcast4(a + 4 * t), has_min);
+            const __m256i codes = v_load(w);
+            for (int t = 0; t < n_tokens; t++) sum[t] = dot4(sum[t], codes, broadcast4(a + 4 * t), has_min);
         }
         const __m256 scale = _mm256_loadu_ps(panel->scales + s * TILE_ROWS);
         const float *a_scale = x->scales + s * sub / LC_GROUP * n_tokens;
@@ -117,94 +103,6 @@ DEFINE_TILE(tile_16, 16, 0)
 DEFINE_TILE(tile_32_min, 32, 1)
 DEFINE_TILE(tile_16_min, 16, 1)
 
-/* 4 rows of 16 bytes in each of two registers' halves -> dword k of all 8 rows in out[k]. Row r is in low half of
- * q[r] for r < 4, in the high half of q[r - 4] else. */
-INLINE void transpose(const __m256i q[4], __m256i out[4]) {
-    const __m256i a = _mm256_unpacklo_epi32(q[0], q[1]), b = _mm256_unpackhi_epi32(q[0], q[1]);
-    const __m256i c = _mm256_unpacklo_epi32(q[2], q[3]), d = _mm256_unpackhi_epi32(q[2], q[3]);
-    out[0] = _mm256_unpacklo_epi64(a, c);
-    out[1] = _mm256_unpackhi_epi64(a, c);
-    out[2] = _mm256_unpacklo_epi64(b, d);
-    out[3] = _mm256_unpackhi_epi64(b, d);
-}
-
-/* The 16 bytes at `offset` of each of 8 rows, as dwords across the rows. */
-INLINE void load_rows(const uint8_t *const row[TILE_ROWS], size_t offset, __m256i out[4]) {
-    __m256i q[4];
-    for (int i = 0; i < 4; i++) {
-        const __m128i low = _mm_loadu_si128((const __m128i *)(row[i] + offset));
-        const __m128i high = _mm_loadu_si128((const __m128i *)(row[i + 4] + offset));
-        q[i] = _mm256_inserti128_si256(_mm256_castsi128_si256(low), high, 1);
-    }
-    transpose(q, out);
-}
-
-/* The half at `offset` of each of 8 rows. */
-INLINE __m256 load_halves(const uint8_t *const row[TILE_ROWS], size_t offset) {
-    uint16_t h[TILE_ROWS];
-    for (int r = 0; r < TILE_ROWS; r++) memcpy(&h[r], row[r] + offset, 2);
-    return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)h));
-}
-
-/* Rows that do not exist read the last one that does. */
-INLINE void row_pointers(const uint8_t *rows, size_t row_bytes, int n_rows, const uint8_t *row[TILE_ROWS]) {
-    for (int r = 0; r < TILE_ROWS; r++) row[r] = rows + (size_t)(r < n_rows ? r : n_rows - 1) * row_bytes;
-}
-
-/* One block of 32 of each row: codes in eight registers of 8 rows x 4, and the scales. */
-INLINE __m256 unpack_q4_0(const uint8_t *const row[TILE_ROWS], size_t at, __m256i w[8]) {
-    const __m256i low = _mm256_set1_epi8(15), eight = _mm256_set1_epi8(8);
-    __m256i packed[4];
-    load_rows(row, at + offsetof(lc_block_q4_0, qs), packed);
-    for (int k = 0; k < 4; k++) {
-        w[k] = _mm256_sub_epi8(_mm256_and_si256(packed[k], low), eight);
-        w[k + 4] = _mm256_sub_epi8(_mm256_and_si256(_mm256_srli_epi16(packed[k], 4), low), eight);
-    }
-    return load_halves(row, at);
-}
-
-INLINE __m256 unpack_q8_0(const uint8_t *const row[TILE_ROWS], size_t at, __m256i w[8]) {
-    load_rows(row, at + offsetof(lc_block_q8_0, qs), w);
-    load_rows(row, at + offsetof(lc_block_q8_0, qs) + 16, w + 4);
-    return load_halves(row, at);
-}
-
-/* unpack_tile and matvec for formats with one scale and no minimum for 32 values. */
-#define DEFINE_SIMPLE(name)                                                                                     \
-    static void unpack_tile_##name(const uint8_t *rows, size_t row_bytes, int n_rows, int n,                    \
-                                   const uint8_t *ahead, lc_panel *panel) {                                     \
-        const uint8_t *row[TILE_ROWS];                                                                          \
-        row_pointers(rows, row_bytes, n_rows, row);                                                             \
-        for (int g = 0; g < n / 32; g++, ahead += TILE_ROWS * sizeof(lc_block_##name)) {                        \
-            lc_fetch(ahead, TILE_ROWS * sizeof(lc_block_##name));                                               \
-            __m256i w[8];                                                                                       \
-            const __m256 scale = unpack_##name(row, (size_t)g * sizeof(lc_block_##name), w);                    \
-            _mm256_storeu_ps(panel->scales + g * TILE_ROWS, scale);                                             \
-            for (int k = 0; k < 8; k++)                                                                         \
-                _mm256_storeu_si256((__m256i *)(panel->codes + (g * 8 + k) * 4 * TILE_ROWS), w[k]);             \
-        }                                                                                                       \
-    }                                                                                                           \
-    static void matvec_##name(const uint8_t *rows, size_t row_bytes, int n_rows, const lc_q8_block *x, int n,   \
-                              const uint8_t *ahead, float *c) {                                                 \
-        const uint8_t *row[TILE_ROWS];                                                                          \
-        row_pointers(rows, row_bytes, n_rows, row);                                                             \
-        __m256 total = _mm256_setzero_ps();                                                                     \
-        for (int g = 0; g < n / 32; g++, ahead += TILE_ROWS * sizeof(lc_block_##name)) {                        \
-            lc_fetch(ahead, TILE_ROWS * sizeof(lc_block_##name));                                               \
-            __m256i w[8], sum = _mm256_setzero_si256();                                                         \
-            const __m256 scale = unpack_##name(row, (size_t)g * sizeof(lc_block_##name), w);                    \
-            for (int k = 0; k < 8; k++)                                                                         \
-                sum = dot4(sum, w[k], _mm256_abs_epi8(w[k]), broadcast4(x->codes + g * 32 + 4 * k), 0);         \
-            total = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum), _mm256_mul_ps(scale, _mm256_set1_ps(x->scales[g])), \
-                                    total);                                                                     \
-        }                                                                                                       \
-        float sums[TILE_ROWS];                                                                                  \
-        _mm256_storeu_ps(sums, total);                                                                          \
-        memcpy(c, sums, (size_t)n_rows * sizeof *c);                                                            \
-    }
-DEFINE_SIMPLE(q4_0)
-DEFINE_SIMPLE(q8_0)
-
 /* --- float types ---------------------------------------------------------------------------------------------- */
 
 INLINE __m256 load8_f32(const uint8_t *p) { return _mm256_loadu_ps((const float *)(const void *)p); }
@@ -217,13 +115,14 @@ INLINE __m256 load8_bf16(const uint8_t *p) {
 typedef __m256 (*load8_fn)(const uint8_t *);
 
 /* A block of n_rows x n_tokens sums; the last n % 8 values are copied beside zeros. */
-INLINE void dot_block(const uint8_t *rows, size_t row_bytes, const float *x, size_t ldx, int n, float *y, size_t ldy,
-                      int n_rows, int n_tokens, load8_fn load, size_t size) {
+INLINE void dot_block(const uint8_t *rows, size_t row_bytes, const float *x, size_t ldx, int n, const uint8_t *ahead,
+                      float *y, size_t ldy, int n_rows, int n_tokens, load8_fn load, size_t size) {
     __m256 sum[3][4];
     for (int r = 0; r < n_rows; r++)
         for (int t = 0; t < n_tokens; t++) sum[r][t] = _mm256_setzero_ps();
     const int whole = n / 8 * 8;
     for (int i = 0; i < whole; i += 8) {
+        if (n_tokens == 1) lc_fetch(ahead + (size_t)(i * n_rows) * size, 8 * (size_t)n_rows * size);
         __m256 w[3];
         for (int r = 0; r < n_rows; r++) w[r] = load(rows + (size_t)r * row_bytes + (size_t)i * size);
         for (int t = 0; t < n_tokens; t++) {
@@ -244,24 +143,25 @@ INLINE void dot_block(const uint8_t *rows, size_t row_bytes, const float *x, siz
 }
 
 INLINE void dot_rows(const uint8_t *rows, size_t row_bytes, int n_rows, const float *x, size_t ldx, int n_tokens, int n,
-                     float *y, size_t ldy, load8_fn load, size_t size) {
+                     const uint8_t *ahead, float *y, size_t ldy, load8_fn load, size_t size) {
     int r = 0;
     for (; r + 3 <= n_rows; r += 3, rows += 3 * row_bytes, y += 3) {
+        const uint8_t *next = r + 3 < n_rows ? rows + 3 * row_bytes : ahead;
         int t = 0;
         for (; t + 4 <= n_tokens; t += 4)
-            dot_block(rows, row_bytes, x + (size_t)t * ldx, ldx, n, y + (size_t)t * ldy, ldy, 3, 4, load, size);
+            dot_block(rows, row_bytes, x + (size_t)t * ldx, ldx, n, next, y + (size_t)t * ldy, ldy, 3, 4, load, size);
         for (; t < n_tokens; t++)
-            dot_block(rows, row_bytes, x + (size_t)t * ldx, ldx, n, y + (size_t)t * ldy, ldy, 3, 1, load, size);
+            dot_block(rows, row_bytes, x + (size_t)t * ldx, ldx, n, next, y + (size_t)t * ldy, ldy, 3, 1, load, size);
     }
     for (; r < n_rows; r++, rows += row_bytes, y++)
         for (int t = 0; t < n_tokens; t++)
-            dot_block(rows, row_bytes, x + (size_t)t * ldx, ldx, n, y + (size_t)t * ldy, ldy, 1, 1, load, size);
+            dot_block(rows, row_bytes, x + (size_t)t * ldx, ldx, n, ahead, y + (size_t)t * ldy, ldy, 1, 1, load, size);
 }
 
-#define DEFINE_DOT(name, load, size)                                                                               \
-    static void name(const uint8_t *rows, size_t row_bytes, int n_rows, const float *x, size_t ldx, int n_tokens,  \
-                     int n, float *y, size_t ldy) {                                                                \
-        dot_rows(rows, row_bytes, n_rows, x, ldx, n_tokens, n, y, ldy, load, size);                                \
+#define DEFINE_DOT(name, load, size)                                                                              \
+    static void name(const uint8_t *rows, size_t row_bytes, int n_rows, const float *x, size_t ldx, int n_tokens, \
+                     int n, const uint8_t *ahead, float *y, size_t ldy) {                                         \
+        dot_rows(rows, row_bytes, n_rows, x, ldx, n_tokens, n, ahead, y, ldy, load, size);                        \
     }
 DEFINE_DOT(dot_f32, load8_f32, 4)
 DEFINE_DOT(dot_f16, load8_f16, 2)
@@ -450,10 +350,7 @@ void lc_kernels_avx2(lc_kernels *table) {
     table->tile[1] = tile_16;
     table->tile[2] = tile_32_min;
     table->tile[3] = tile_16_min;
-    table->unpack_tile[LC_TYPE_Q4_0] = unpack_tile_q4_0;
-    table->unpack_tile[LC_TYPE_Q8_0] = unpack_tile_q8_0;
-    table->matvec[LC_TYPE_Q4_0] = matvec_q4_0;
-    table->matvec[LC_TYPE_Q8_0] = matvec_q8_0;
+    USE_FORMATS
     table->dot_f32 = dot_f32;
     table->dot_f16 = dot_f16;
     table->dot_bf16 = dot_bf16;

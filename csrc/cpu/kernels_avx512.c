@@ -3,8 +3,8 @@
 #include <math.h>
 #include <string.h>
 
-#include "kernel_table.h"
-#include "unpack_avx512.h"
+#include "simd_avx512.h"
+#include "block_kernels.h"
 
 enum { TILE_TOKENS = 12 };
 
@@ -54,7 +54,7 @@ static void quantize_q8(const float *x, int n, const lc_q8_block *block, int t) 
 
 #define LOAD_TOTAL(t) __m512 total##t = _mm512_loadu_ps(c + (t) * ldc);
 #define START_SUM(t) __m512i sum##t = has_min ? _mm512_setzero_si512() : _mm512_set1_epi32(bias[t]);
-#define ADD_DOT(t) DOT4(sum##t, w, a + 4 * (t));
+#define ADD_DOT(t) DOT4(sum##t, w, a + 4 * (t), has_min);
 #define ADD_SCALED(t)                                                                                         \
     total##t = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum##t), _mm512_mul_ps(scale, _mm512_set1_ps(a_scale[t])), \
                                total##t);
@@ -134,12 +134,13 @@ INLINE __m512 load16_bf16(const uint8_t *p, __mmask16 m) {
 INLINE __mmask16 first(int n) { return (__mmask16)(n >= 16 ? 0xFFFF : (1u << n) - 1); }
 
 /* A block of n_rows x n_tokens sums, both at most 4. */
-INLINE void dot_block(const uint8_t *rows, size_t row_bytes, const float *x, size_t ldx, int n, float *y, size_t ldy,
-                      int n_rows, int n_tokens, load16_fn load, size_t size) {
+INLINE void dot_block(const uint8_t *rows, size_t row_bytes, const float *x, size_t ldx, int n, const uint8_t *ahead,
+                      float *y, size_t ldy, int n_rows, int n_tokens, load16_fn load, size_t size) {
     __m512 sum[4][4];
     for (int r = 0; r < n_rows; r++)
         for (int t = 0; t < n_tokens; t++) sum[r][t] = _mm512_setzero_ps();
     for (int i = 0; i < n; i += 16) {
+        if (n_tokens == 1) lc_fetch(ahead + (size_t)(i * n_rows) * size, 16 * (size_t)n_rows * size);
         const __mmask16 m = first(n - i);
         __m512 w[4];
         for (int r = 0; r < n_rows; r++) w[r] = load(rows + (size_t)r * row_bytes + (size_t)i * size, m);
@@ -153,24 +154,25 @@ INLINE void dot_block(const uint8_t *rows, size_t row_bytes, const float *x, siz
 }
 
 INLINE void dot_rows(const uint8_t *rows, size_t row_bytes, int n_rows, const float *x, size_t ldx, int n_tokens, int n,
-                     float *y, size_t ldy, load16_fn load, size_t size) {
+                     const uint8_t *ahead, float *y, size_t ldy, load16_fn load, size_t size) {
     int r = 0;
     for (; r + 4 <= n_rows; r += 4, rows += 4 * row_bytes, y += 4) {
+        const uint8_t *next = r + 4 < n_rows ? rows + 4 * row_bytes : ahead;
         int t = 0;
         for (; t + 4 <= n_tokens; t += 4)
-            dot_block(rows, row_bytes, x + (size_t)t * ldx, ldx, n, y + (size_t)t * ldy, ldy, 4, 4, load, size);
+            dot_block(rows, row_bytes, x + (size_t)t * ldx, ldx, n, next, y + (size_t)t * ldy, ldy, 4, 4, load, size);
         for (; t < n_tokens; t++)
-            dot_block(rows, row_bytes, x + (size_t)t * ldx, ldx, n, y + (size_t)t * ldy, ldy, 4, 1, load, size);
+            dot_block(rows, row_bytes, x + (size_t)t * ldx, ldx, n, next, y + (size_t)t * ldy, ldy, 4, 1, load, size);
     }
     for (; r < n_rows; r++, rows += row_bytes, y++)
         for (int t = 0; t < n_tokens; t++)
-            dot_block(rows, row_bytes, x + (size_t)t * ldx, ldx, n, y + (size_t)t * ldy, ldy, 1, 1, load, size);
+            dot_block(rows, row_bytes, x + (size_t)t * ldx, ldx, n, ahead, y + (size_t)t * ldy, ldy, 1, 1, load, size);
 }
 
 #define DEFINE_DOT(name, load, size)                                                                              \
     static void name(const uint8_t *rows, size_t row_bytes, int n_rows, const float *x, size_t ldx, int n_tokens, \
-                     int n, float *y, size_t ldy) {                                                               \
-        dot_rows(rows, row_bytes, n_rows, x, ldx, n_tokens, n, y, ldy, load, size);                               \
+                     int n, const uint8_t *ahead, float *y, size_t ldy) {                                         \
+        dot_rows(rows, row_bytes, n_rows, x, ldx, n_tokens, n, ahead, y, ldy, load, size);                        \
     }
 DEFINE_DOT(dot_f32, load16_f32, 4)
 DEFINE_DOT(dot_f16, load16_f16, 2)
@@ -238,7 +240,8 @@ static void silu_mul(const float *gate, const float *up, int n, float *out) {
 static void add(const float *a, const float *b, int n, float *out) {
     for (int i = 0; i < n; i += 16) {
         const __mmask16 m = first(n - i);
-        _mm512_mask_storeu_ps(out + i, m, _mm512_add_ps(_mm512_maskz_loadu_ps(m, a + i), _mm512_maskz_loadu_ps(m, b + i)));
+        const __m512 x = _mm512_maskz_loadu_ps(m, a + i), y = _mm512_maskz_loadu_ps(m, b + i);
+        _mm512_mask_storeu_ps(out + i, m, _mm512_add_ps(x, y));
     }
 }
 
@@ -341,22 +344,7 @@ void lc_kernels_avx512(lc_kernels *table) {
     table->tile[1] = tile_16;
     table->tile[2] = tile_32_min;
     table->tile[3] = tile_16_min;
-#define USE(name, NAME)                              \
-    table->unpack_tile[LC_TYPE_##NAME] = unpack_##name; \
-    table->matvec[LC_TYPE_##NAME] = matvec_##name;
-    USE(q4_0, Q4_0)
-    USE(q4_1, Q4_1)
-    USE(q5_0, Q5_0)
-    USE(q5_1, Q5_1)
-    USE(q8_0, Q8_0)
-    USE(iq4_nl, IQ4_NL)
-    USE(q2_k, Q2_K)
-    USE(q3_k, Q3_K)
-    USE(q4_k, Q4_K)
-    USE(q5_k, Q5_K)
-    USE(q6_k, Q6_K)
-    USE(iq4_xs, IQ4_XS)
-#undef USE
+    USE_FORMATS
     table->dot_f32 = dot_f32;
     table->dot_f16 = dot_f16;
     table->dot_bf16 = dot_bf16;

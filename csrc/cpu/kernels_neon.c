@@ -1,15 +1,9 @@
-/* NEON with dot products (arm64). Tiles hold 8 rows in the lanes of two registers and 4 tokens. Formats are unpacked
- * by the plain code. */
-#include <arm_neon.h>
-#include <math.h>
-#include <string.h>
-
+/* NEON with dot products (arm64). Tiles hold 4 rows in the lanes of a register and up to 8 tokens. */
 #include "half.h"
-#include "kernel_table.h"
+#include "simd_neon.h"
+#include "block_kernels.h"
 
-enum { TILE_ROWS = 8, TILE_TOKENS = 4 };
-
-#define INLINE static inline __attribute__((always_inline))
+enum { TILE_TOKENS = 8 };
 
 /* --- q8 ------------------------------------------------------------------------------------------------------- */
 
@@ -46,42 +40,29 @@ static void quantize_q8(const float *x, int n, const lc_q8_block *block, int t) 
     }
 }
 
-INLINE int8x16_t broadcast4(const int8_t *p) {
-    int32_t four;
-    memcpy(&four, p, 4);
-    return vreinterpretq_s8_s32(vdupq_n_s32(four));
-}
-
 INLINE void tile(const lc_panel *panel, const lc_q8_block *x, int n, float *c, int ldc, int n_tokens, int sub,
                  int has_min) {
-    float32x4_t total[TILE_TOKENS][2];
-    for (int t = 0; t < n_tokens; t++)
-        for (int h = 0; h < 2; h++) total[t][h] = vld1q_f32(c + t * ldc + 4 * h);
-    const int8_t *w = (const int8_t *)panel->codes, *a = x->codes;
+    fvec total[TILE_TOKENS];
+    for (int t = 0; t < n_tokens; t++) total[t] = f_load(c + t * ldc);
+    const uint8_t *codes = panel->codes;
+    const int8_t *a = x->codes;
     for (int s = 0; s < n / sub; s++) {
-        int32x4_t sum[TILE_TOKENS][2];
-        for (int t = 0; t < n_tokens; t++) sum[t][0] = sum[t][1] = vdupq_n_s32(0);
-        for (int k = 0; k < sub / 4; k++, w += 4 * TILE_ROWS, a += 4 * n_tokens) {
-            const int8x16_t w0 = vld1q_s8(w), w1 = vld1q_s8(w + 16);
-            for (int t = 0; t < n_tokens; t++) {
-                const int8x16_t four = broadcast4(a + 4 * t);
-                sum[t][0] = vdotq_s32(sum[t][0], w0, four);
-                sum[t][1] = vdotq_s32(sum[t][1], w1, four);
-            }
+        vec sum[TILE_TOKENS];
+        for (int t = 0; t < n_tokens; t++) sum[t] = v_set32(0);
+        for (int k = 0; k < sub / 4; k++, codes += 4 * TILE_ROWS, a += 4 * n_tokens) {
+            const vec w = v_load(codes);
+            for (int t = 0; t < n_tokens; t++) DOT4(sum[t], w, a + 4 * t, has_min);
         }
+        const fvec scale = f_load(panel->scales + s * TILE_ROWS);
         const float *a_scale = x->scales + s * sub / LC_GROUP * n_tokens;
+        for (int t = 0; t < n_tokens; t++)
+            total[t] = f_fma(f_from(sum[t]), f_mul(scale, f_set(a_scale[t])), total[t]);
+        if (!has_min) continue;
+        const fvec min = f_load(panel->mins + s * TILE_ROWS);
         const float *a_sum = (sub == 32 ? x->sums32 : x->sums16) + s * n_tokens;
-        for (int h = 0; h < 2; h++) {
-            const float32x4_t scale = vld1q_f32(panel->scales + s * TILE_ROWS + 4 * h);
-            for (int t = 0; t < n_tokens; t++)
-                total[t][h] = vfmaq_f32(total[t][h], vcvtq_f32_s32(sum[t][h]), vmulq_n_f32(scale, a_scale[t]));
-            if (!has_min) continue;
-            const float32x4_t min = vld1q_f32(panel->mins + s * TILE_ROWS + 4 * h);
-            for (int t = 0; t < n_tokens; t++) total[t][h] = vfmsq_n_f32(total[t][h], min, a_sum[t]);
-        }
+        for (int t = 0; t < n_tokens; t++) total[t] = f_fnma(min, f_set(a_sum[t]), total[t]);
     }
-    for (int t = 0; t < n_tokens; t++)
-        for (int h = 0; h < 2; h++) vst1q_f32(c + t * ldc + 4 * h, total[t][h]);
+    for (int t = 0; t < n_tokens; t++) f_store(c + t * ldc, total[t]);
 }
 
 #define DEFINE_TILE(name, sub, has_min)                                                       \
@@ -90,7 +71,11 @@ INLINE void tile(const lc_panel *panel, const lc_q8_block *x, int n, float *c, i
         case 1: tile(panel, x, n, c, ldc, 1, sub, has_min); break;                            \
         case 2: tile(panel, x, n, c, ldc, 2, sub, has_min); break;                            \
         case 3: tile(panel, x, n, c, ldc, 3, sub, has_min); break;                            \
-        default: tile(panel, x, n, c, ldc, 4, sub, has_min);                                  \
+        case 4: tile(panel, x, n, c, ldc, 4, sub, has_min); break;                            \
+        case 5: tile(panel, x, n, c, ldc, 5, sub, has_min); break;                            \
+        case 6: tile(panel, x, n, c, ldc, 6, sub, has_min); break;                            \
+        case 7: tile(panel, x, n, c, ldc, 7, sub, has_min); break;                            \
+        default: tile(panel, x, n, c, ldc, 8, sub, has_min);                                  \
         }                                                                                     \
     }
 DEFINE_TILE(tile_32, 32, 0)
@@ -109,13 +94,14 @@ INLINE float32x4_t load4_bf16(const uint8_t *p) {
 typedef float32x4_t (*load4_fn)(const uint8_t *);
 
 /* A block of n_rows x n_tokens sums, both at most 4, each in four lanes. */
-INLINE void dot_block(const uint8_t *rows, size_t row_bytes, const float *x, size_t ldx, int n, float *y, size_t ldy,
-                      int n_rows, int n_tokens, load4_fn load, size_t size) {
+INLINE void dot_block(const uint8_t *rows, size_t row_bytes, const float *x, size_t ldx, int n, const uint8_t *ahead,
+                      float *y, size_t ldy, int n_rows, int n_tokens, load4_fn load, size_t size) {
     float32x4_t sum[4][4];
     for (int r = 0; r < n_rows; r++)
         for (int t = 0; t < n_tokens; t++) sum[r][t] = vdupq_n_f32(0);
     const int whole = n / 4 * 4;
     for (int i = 0; i < n; i += 4) {
+        if (n_tokens == 1) lc_fetch(ahead + (size_t)(i * n_rows) * size, 4 * (size_t)n_rows * size);
         float32x4_t w[4];
         uint8_t w_tail[16] = {0};
         float x_tail[4] = {0};
@@ -136,24 +122,25 @@ INLINE void dot_block(const uint8_t *rows, size_t row_bytes, const float *x, siz
 }
 
 INLINE void dot_rows(const uint8_t *rows, size_t row_bytes, int n_rows, const float *x, size_t ldx, int n_tokens, int n,
-                     float *y, size_t ldy, load4_fn load, size_t size) {
+                     const uint8_t *ahead, float *y, size_t ldy, load4_fn load, size_t size) {
     int r = 0;
     for (; r + 4 <= n_rows; r += 4, rows += 4 * row_bytes, y += 4) {
+        const uint8_t *next = r + 4 < n_rows ? rows + 4 * row_bytes : ahead;
         int t = 0;
         for (; t + 4 <= n_tokens; t += 4)
-            dot_block(rows, row_bytes, x + (size_t)t * ldx, ldx, n, y + (size_t)t * ldy, ldy, 4, 4, load, size);
+            dot_block(rows, row_bytes, x + (size_t)t * ldx, ldx, n, next, y + (size_t)t * ldy, ldy, 4, 4, load, size);
         for (; t < n_tokens; t++)
-            dot_block(rows, row_bytes, x + (size_t)t * ldx, ldx, n, y + (size_t)t * ldy, ldy, 4, 1, load, size);
+            dot_block(rows, row_bytes, x + (size_t)t * ldx, ldx, n, next, y + (size_t)t * ldy, ldy, 4, 1, load, size);
     }
     for (; r < n_rows; r++, rows += row_bytes, y++)
         for (int t = 0; t < n_tokens; t++)
-            dot_block(rows, row_bytes, x + (size_t)t * ldx, ldx, n, y + (size_t)t * ldy, ldy, 1, 1, load, size);
+            dot_block(rows, row_bytes, x + (size_t)t * ldx, ldx, n, ahead, y + (size_t)t * ldy, ldy, 1, 1, load, size);
 }
 
 #define DEFINE_DOT(name, load, size)                                                                              \
     static void name(const uint8_t *rows, size_t row_bytes, int n_rows, const float *x, size_t ldx, int n_tokens, \
-                     int n, float *y, size_t ldy) {                                                               \
-        dot_rows(rows, row_bytes, n_rows, x, ldx, n_tokens, n, y, ldy, load, size);                               \
+                     int n, const uint8_t *ahead, float *y, size_t ldy) {                                         \
+        dot_rows(rows, row_bytes, n_rows, x, ldx, n_tokens, n, ahead, y, ldy, load, size);                        \
     }
 DEFINE_DOT(dot_f32, load4_f32, 4)
 DEFINE_DOT(dot_f16, load4_f16, 2)
@@ -175,33 +162,30 @@ static void float_to_half(const float *x, int n, uint16_t *h) {
 
 /* --- attention ------------------------------------------------------------------------------------------------ */
 
-INLINE void scores_block(const float *q, const float *k, int d, float scale, float *scores, int lds, int n_q, int n_k) {
-    float32x4_t sum[2][4];
-    for (int i = 0; i < n_q; i++)
-        for (int j = 0; j < n_k; j++) sum[i][j] = vdupq_n_f32(0);
-    for (int e = 0; e < d; e += 4) {
-        float32x4_t v[2];
-        for (int i = 0; i < n_q; i++) v[i] = vld1q_f32(q + i * d + e);
-        for (int j = 0; j < n_k; j++) {
-            const float32x4_t key = vld1q_f32(k + j * d + e);
-            for (int i = 0; i < n_q; i++) sum[i][j] = vfmaq_f32(sum[i][j], v[i], key);
+/* Dot products in 16 lanes: four registers each. */
+INLINE void scores_block(const float *q, const float *k, int d, float scale, float *scores, int n_k) {
+    fvec sum[4][4];
+    for (int j = 0; j < n_k; j++)
+        for (int l = 0; l < 4; l++) sum[j][l] = f_set(0);
+    for (int e = 0; e < d; e += 16)
+        for (int l = 0; l < 4; l++) {
+            const fvec v = f_load(q + e + 4 * l);
+            for (int j = 0; j < n_k; j++) sum[j][l] = f_fma(v, f_load(k + j * d + e + 4 * l), sum[j][l]);
         }
+    for (int j = 0; j < n_k; j++) {
+        const fvec four = vaddq_f32(vaddq_f32(sum[j][0], sum[j][2]), vaddq_f32(sum[j][1], sum[j][3]));
+        const float32x2_t two = vadd_f32(vget_low_f32(four), vget_high_f32(four));
+        scores[j] = vpadds_f32(two) * scale;
     }
-    for (int i = 0; i < n_q; i++)
-        for (int j = 0; j < n_k; j++) scores[i * lds + j] = vaddvq_f32(sum[i][j]) * scale;
-}
-
-INLINE void scores_rows(const float *q, const float *k, int n_k, int d, float scale, float *scores, int lds, int n_q) {
-    int j = 0;
-    for (; j + 4 <= n_k; j += 4) scores_block(q, k + j * d, d, scale, scores + j, lds, n_q, 4);
-    for (; j < n_k; j++) scores_block(q, k + j * d, d, scale, scores + j, lds, n_q, 1);
 }
 
 static void attend_scores(const float *q, int n_q, const float *k, int n_k, int d, float scale, float *scores,
                           int lds) {
-    int i = 0;
-    for (; i + 2 <= n_q; i += 2) scores_rows(q + i * d, k, n_k, d, scale, scores + i * lds, lds, 2);
-    if (i < n_q) scores_rows(q + i * d, k, n_k, d, scale, scores + i * lds, lds, 1);
+    for (int i = 0; i < n_q; i++) {
+        int j = 0;
+        for (; j + 4 <= n_k; j += 4) scores_block(q + i * d, k + j * d, d, scale, scores + i * lds + j, 4);
+        for (; j < n_k; j++) scores_block(q + i * d, k + j * d, d, scale, scores + i * lds + j, 1);
+    }
 }
 
 INLINE void mix_block(const float *weights, int ldw, const float *keep, const float *v, int n_k, int d, float *out,
@@ -236,6 +220,7 @@ void lc_kernels_neon(lc_kernels *table) {
     table->tile[1] = tile_16;
     table->tile[2] = tile_32_min;
     table->tile[3] = tile_16_min;
+    USE_FORMATS
     table->dot_f32 = dot_f32;
     table->dot_f16 = dot_f16;
     table->dot_bf16 = dot_bf16;

@@ -36,29 +36,30 @@ static void quantize_q8(const float *x, int n, const lc_q8_block *block, int t) 
     }
 }
 
-/* One row and one token. `sub` and `has_min` are constants where this is inlined. */
-static inline float dot_panel(const lc_panel *panel, const lc_q8_block *x, int n, int r, int t, int sub, int has_min,
-                              float c) {
+/* All rows and one token. `sub` and `has_min` are constants where this is inlined. */
+static inline void tile_token(const lc_panel *panel, const lc_q8_block *x, int n, int t, float *c, int sub,
+                              int has_min) {
     const int stride = x->n_tokens;
     for (int s = 0; s < n / sub; s++) {
-        int32_t sum = 0;
+        int32_t sum[TILE_ROWS] = {0};
         for (int k = s * sub / 4; k < (s + 1) * sub / 4; k++) {
-            const int8_t *w = (const int8_t *)panel->codes + (k * TILE_ROWS + r) * 4;
+            const int8_t *w = (const int8_t *)panel->codes + k * TILE_ROWS * 4;
             const int8_t *a = x->codes + (k * stride + t) * 4;
-            for (int i = 0; i < 4; i++) sum += w[i] * a[i];
+            for (int r = 0; r < TILE_ROWS; r++)
+                for (int i = 0; i < 4; i++) sum[r] += w[4 * r + i] * a[i];
         }
         const float scale = x->scales[s * sub / LC_GROUP * stride + t];
-        c = lc_fma((float)sum, panel->scales[s * TILE_ROWS + r] * scale, c);
-        if (has_min) c = lc_fma(-panel->mins[s * TILE_ROWS + r], (sub == 32 ? x->sums32 : x->sums16)[s * stride + t], c);
+        const float a_sum = (sub == 32 ? x->sums32 : x->sums16)[s * stride + t];
+        for (int r = 0; r < TILE_ROWS; r++) {
+            c[r] = lc_fma((float)sum[r], panel->scales[s * TILE_ROWS + r] * scale, c[r]);
+            if (has_min) c[r] = lc_fma(-panel->mins[s * TILE_ROWS + r], a_sum, c[r]);
+        }
     }
-    return c;
 }
 
-#define DEFINE_TILE(name, sub, has_min)                                                                 \
-    static void name(const lc_panel *panel, const lc_q8_block *x, int n, float *c, int ldc) {           \
-        for (int t = 0; t < x->n_tokens; t++)                                                           \
-            for (int r = 0; r < TILE_ROWS; r++)                                                         \
-                c[t * ldc + r] = dot_panel(panel, x, n, r, t, sub, has_min, c[t * ldc + r]);            \
+#define DEFINE_TILE(name, sub, has_min)                                                                             \
+    static void name(const lc_panel *panel, const lc_q8_block *x, int n, float *c, int ldc) {                       \
+        for (int t = 0; t < x->n_tokens; t++) tile_token(panel, x, n, t, c + t * ldc, sub, has_min);                \
     }
 DEFINE_TILE(tile_32, 32, 0)
 DEFINE_TILE(tile_16, 16, 0)
@@ -93,12 +94,14 @@ static float load_bf16(const uint8_t *p) {
 
 #define DEFINE_DOT(name, load, size)                                                                              \
     static void name(const uint8_t *rows, size_t row_bytes, int n_rows, const float *x, size_t ldx, int n_tokens, \
-                     int n, float *y, size_t ldy) {                                                               \
+                     int n, const uint8_t *ahead, float *y, size_t ldy) {                                         \
+        (void)ahead;                                                                                              \
         for (int r = 0; r < n_rows; r++)                                                                          \
             for (int t = 0; t < n_tokens; t++) {                                                                  \
                 const uint8_t *w = rows + (size_t)r * row_bytes;                                                  \
+                const float *v = x + (size_t)t * ldx;                                                             \
                 float lane[LANES] = {0};                                                                          \
-                for (int i = 0; i < n; i++) lane[i % LANES] += load(w + (size_t)i * (size)) * x[(size_t)t * ldx + (size_t)i]; \
+                for (int i = 0; i < n; i++) lane[i % LANES] += load(w + (size_t)i * (size)) * v[i];               \
                 y[(size_t)t * ldy + (size_t)r] = sum_lanes(lane);                                                 \
             }                                                                                                     \
     }

@@ -57,8 +57,11 @@ static void unpack_plain(const lc_kernels *kernels, const lc_format *format, con
     int8_t codes[LC_PANEL_ELEMS];
     float scales[PANEL_SCALES], mins[PANEL_SCALES];
     for (int r = 0; r < tile_rows; r++) {
-        if (r < n_rows) format->unpack(rows + (size_t)r * row_bytes, n, grid, codes, scales, mins);
-        for (int k = 0; k < n; k++) panel->codes[(k / 4 * tile_rows + r) * 4 + k % 4] = (uint8_t)(codes[k] + bias);
+        if (r < n_rows) {
+            format->unpack(rows + (size_t)r * row_bytes, n, grid, codes, scales, mins);
+            for (int k = 0; k < n; k++) codes[k] = (int8_t)(codes[k] + bias);
+        }
+        for (int k = 0; k < n; k += 4) memcpy(panel->codes + (k * tile_rows + 4 * r), codes + k, 4);
         for (int s = 0; s < n / format->sub; s++) {
             panel->scales[s * tile_rows + r] = scales[s];
             if (format->has_min) panel->mins[s * tile_rows + r] = mins[s];
@@ -126,7 +129,8 @@ static void many_tokens_chunk(const lc_kernels *kernels, const lc_weight *weight
             const uint8_t *here = part + (size_t)r * row_bytes;
             unpack_tile(kernels, weight, here, row_bytes, at_most(n_rows - r, tile), n, here, &panel);
         }
-        for (int r = 0; r < n_rows && k0 + n < weight->n_in; r++) lc_fetch(part + n_bytes + (size_t)r * row_bytes, n_bytes);
+        for (int r = 0; r < n_rows && k0 + n < weight->n_in; r++)
+            lc_fetch(part + n_bytes + (size_t)r * row_bytes, n_bytes);
         for (int b = 0; b < n_blocks; b++) {
             const lc_q8_block block = lc_q8_block_at(kernels, q8, b);
             const lc_q8_block x = lc_q8_block_from(&block, k0);
@@ -139,34 +143,36 @@ static void many_tokens_chunk(const lc_kernels *kernels, const lc_weight *weight
     }
 }
 
-/* Float types: tokens in stretches that stay in cache while the rows pass by. */
-static void floats_rows(lc_float_tile_fn dot, const lc_kernels *kernels, const lc_weight *weight, const uint8_t *rows,
-                        size_t row_bytes, int n_rows, const float *x, int n_tokens, float *c) {
-    enum { X_BYTES = 1 << 18 };
-    const size_t ldx = (size_t)weight->n_in;
+/* Rows of a float type; tokens in stretches that stay in cache while the rows pass by. */
+static void float_rows(lc_float_tile_fn dot, const uint8_t *rows, size_t row_bytes, int n_rows, const float *x,
+                       int n_tokens, int n_in, const uint8_t *ahead, float *c) {
+    enum { X_BYTES = 1 << 18, FEWEST = 8 };
+    const size_t ldx = (size_t)n_in;
     int step = (int)(X_BYTES / (ldx * sizeof *x));
-    if (step < kernels->tile_tokens) step = kernels->tile_tokens;
+    if (step < FEWEST) step = FEWEST;
     for (int t = 0; t < n_tokens; t += step)
-        dot(rows, row_bytes, n_rows, x + (size_t)t * ldx, ldx, at_most(n_tokens - t, step), weight->n_in,
+        dot(rows, row_bytes, n_rows, x + (size_t)t * ldx, ldx, at_most(n_tokens - t, step), n_in, ahead,
             c + (size_t)t * LC_CHUNK_ROWS, LC_CHUNK_ROWS);
 }
 
 static void floats_chunk(const lc_kernels *kernels, const lc_weight *weight, const uint8_t *rows, size_t row_bytes,
-                         int n_rows, const float *x, int n_tokens, const lc_matmul_scratch *scratch, float *c) {
-    const size_t n_in = (size_t)weight->n_in;
-    switch (weight->type) {
-    case LC_TYPE_F32: floats_rows(kernels->dot_f32, kernels, weight, rows, row_bytes, n_rows, x, n_tokens, c); return;
-    case LC_TYPE_F16: floats_rows(kernels->dot_f16, kernels, weight, rows, row_bytes, n_rows, x, n_tokens, c); return;
-    case LC_TYPE_BF16: floats_rows(kernels->dot_bf16, kernels, weight, rows, row_bytes, n_rows, x, n_tokens, c); return;
-    default: break;
+                         int n_rows, const float *x, int n_tokens, const uint8_t *ahead,
+                         const lc_matmul_scratch *scratch, float *c) {
+    const int n_in = weight->n_in;
+    if (lc_format_of(weight->type)->unpack == NULL) {
+        const lc_float_tile_fn dot = weight->type == LC_TYPE_F32   ? kernels->dot_f32
+                                     : weight->type == LC_TYPE_F16 ? kernels->dot_f16
+                                                                   : kernels->dot_bf16;
+        float_rows(dot, rows, row_bytes, n_rows, x, n_tokens, n_in, ahead, c);
+        return;
     }
-    for (int r = 0; r < n_rows; r += LC_FLOAT_ROWS) { /* other formats become float32, a few rows at a time */
+    const uint8_t *made = (const uint8_t *)scratch->rows;
+    for (int r = 0; r < n_rows; r += LC_FLOAT_ROWS) { /* blocks become float32, a few rows at a time */
         const int n = at_most(n_rows - r, LC_FLOAT_ROWS);
         for (int i = 0; i < n; i++)
-            lc_dequantize_row(weight->type, rows + (size_t)(r + i) * row_bytes, weight->grid, weight->n_in,
-                              scratch->rows + (size_t)i * n_in);
-        floats_rows(kernels->dot_f32, kernels, weight, (const uint8_t *)scratch->rows, n_in * sizeof *scratch->rows, n,
-                    x, n_tokens, c + r);
+            lc_dequantize_row(weight->type, rows + (size_t)(r + i) * row_bytes, weight->grid, n_in,
+                              scratch->rows + (size_t)i * (size_t)n_in);
+        float_rows(kernels->dot_f32, made, (size_t)n_in * sizeof *scratch->rows, n, x, n_tokens, n_in, made, c + r);
     }
 }
 
@@ -176,7 +182,7 @@ void lc_matmul_chunk(const lc_kernels *kernels, const lc_weight *weight, int row
     const size_t row_bytes = lc_row_bytes(format, weight->n_in);
     const uint8_t *rows = weight->data + (size_t)row0 * row_bytes;
     if (!format->is_q8) {
-        floats_chunk(kernels, weight, rows, row_bytes, n_rows, x, n_tokens, scratch, c);
+        floats_chunk(kernels, weight, rows, row_bytes, n_rows, x, n_tokens, ahead, scratch, c);
         return;
     }
     if (n_tokens == 1 && kernels->matvec[weight->type] != NULL) {

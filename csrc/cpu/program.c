@@ -133,7 +133,8 @@ static const uint8_t *piece_data(const lc_op *op, piece at) {
 }
 
 /* `next` is the item that this thread does after this one, -1 if there is none. */
-static void run_linear_item(const lc_program *p, const lc_op *op, int item, int next, const lc_matmul_scratch *scratch) {
+static void run_linear_item(const lc_program *p, const lc_op *op, int item, int next,
+                            const lc_matmul_scratch *scratch) {
     const int n_tokens = rows_of(p, op);
     const piece here = piece_of(p, op, item);
     const lc_q8_store q8 = {p->q8.memory, n_tokens, op->width};

@@ -84,7 +84,8 @@ static void test_not_finite(const lc_kernels *k) {
 
 static void test_rope(const lc_kernels *k) {
     for (int d = 2; d <= 130; d += d < 20 ? 2 : 22) {
-        float *x = random_floats(3 * (size_t)d), *cos = random_floats((size_t)d / 2), *sin = random_floats((size_t)d / 2);
+        float *x = random_floats(3 * (size_t)d);
+        float *cos = random_floats((size_t)d / 2), *sin = random_floats((size_t)d / 2);
         float *a = take(3 * (size_t)d * 4), *b = take(3 * (size_t)d * 4);
         k->rope(x, cos, sin, 3, d, a), ref.rope(x, cos, sin, 3, d, b);
         CHECK(same(a, b, 3 * (size_t)d), "%s rope %d", k->isa, d);
@@ -109,7 +110,7 @@ static void test_attention(const lc_kernels *k) {
                 k->attend_scores(q, n_q, rows, n_k, d, 0.25f, a, LDS);
                 ref.attend_scores(q, n_q, rows, n_k, d, 0.25f, b, LDS);
                 for (int i = 0; i < n_q; i++)
-                    CHECK(same(a + i * LDS, b + i * LDS, (size_t)n_k), "%s scores %d %d %d", k->isa, n_q, n_k, d);
+                    CHECK(same(a + i * LDS, b + i * LDS, (size_t)n_k), "%s scores %d %d", k->isa, n_k, d);
                 for (int i = 0; i < n_q; i++) { /* one query at a time gives the same bits */
                     float alone[LDS];
                     k->attend_scores(q + i * d, 1, rows, n_k, d, 0.25f, alone, LDS);
@@ -133,7 +134,8 @@ static void test_exp(const lc_kernels *k) {
 }
 
 static void test_float_dots(const lc_kernels *k) {
-    const lc_float_tile_fn mine[] = {k->dot_f32, k->dot_f16, k->dot_bf16}, plain[] = {ref.dot_f32, ref.dot_f16, ref.dot_bf16};
+    const lc_float_tile_fn mine[] = {k->dot_f32, k->dot_f16, k->dot_bf16};
+    const lc_float_tile_fn plain[] = {ref.dot_f32, ref.dot_f16, ref.dot_bf16};
     for (int type = 0; type < 3; type++)
         for (int i = 0; i < N_LENGTHS; i++) {
             const int n = LENGTHS[i], n_rows = 1 + i % 6, n_tokens = 1 + i * 5 % 7, size = type == 0 ? 4 : 2;
@@ -145,8 +147,8 @@ static void test_float_dots(const lc_kernels *k) {
             }
             float *x = random_floats((size_t)(n * n_tokens));
             float *a = take((size_t)(n_rows * n_tokens) * 4), *b = take((size_t)(n_rows * n_tokens) * 4);
-            mine[type](rows, (size_t)(n * size), n_rows, x, (size_t)n, n_tokens, n, a, (size_t)n_rows);
-            plain[type](rows, (size_t)(n * size), n_rows, x, (size_t)n, n_tokens, n, b, (size_t)n_rows);
+            mine[type](rows, (size_t)(n * size), n_rows, x, (size_t)n, n_tokens, n, rows, a, (size_t)n_rows);
+            plain[type](rows, (size_t)(n * size), n_rows, x, (size_t)n, n_tokens, n, rows, b, (size_t)n_rows);
             CHECK(all_close(a, b, (size_t)(n_rows * n_tokens), 2e-6f), "%s dot type %d length %d", k->isa, type, n);
             free(rows), free(x), free(a), free(b);
         }
@@ -243,8 +245,8 @@ static void test_matmul(const lc_kernels *k, const lc_format *format, int32_t ty
         }
         for (int t = 0; t < n_tokens; t++) {
             const float *a = c[0] + t * LC_CHUNK_ROWS, *b = c[1] + t * LC_CHUNK_ROWS;
-            CHECK(format->is_q8 ? same(a, b, (size_t)n_out) : all_close(a, b, (size_t)n_out, 1e-5f), "%s %s, token %d of %d",
-                  k->isa, format->name, t, n_tokens);
+            const bool agree = format->is_q8 ? same(a, b, (size_t)n_out) : all_close(a, b, (size_t)n_out, 1e-5f);
+            CHECK(agree, "%s %s, token %d of %d", k->isa, format->name, t, n_tokens);
             CHECK(same(a + 13, at_once + t * LC_CHUNK_ROWS, (size_t)(n_out - 13)), "%s %s: rows", k->isa, format->name);
         }
         free(c[0]), free(c[1]), free(at_once);

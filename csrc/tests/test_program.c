@@ -116,7 +116,12 @@ static void free_runner(runner *r) {
 static int run_tokens(runner *r, int first, int n, float *logits) {
     int32_t *tokens = take((size_t)n * 4), *positions = take((size_t)n * 4), *rows = take((size_t)n * 4);
     int32_t *sequences = take((size_t)n * 4), pages[N_CTX / PAGE];
-    for (int i = 0; i < n; i++) tokens[i] = (first + i) * 7 % N_VOCAB, positions[i] = first + i, rows[i] = i, sequences[i] = 0;
+    for (int i = 0; i < n; i++) {
+        tokens[i] = (first + i) * 7 % N_VOCAB;
+        positions[i] = first + i;
+        rows[i] = i;
+        sequences[i] = 0;
+    }
     for (int i = 0; i < N_CTX / PAGE; i++) pages[i] = N_CTX / PAGE - 1 - i;
     const lc_step step = {n, n, 1, N_CTX / PAGE, tokens, positions, sequences, pages, rows, NULL, 0, logits};
     const int status = lc_program_run(r->program, &step);
@@ -144,7 +149,8 @@ static void test_threads_and_chunks(const model *m, const char *isa) {
             run_in_chunks(&r, chunk, is_first ? expected : logits);
             for (int i = 0; i < N_LOGITS; i++) CHECK(isfinite(expected[i]), "logit %d", i);
             if (!is_first)
-                CHECK(memcmp(expected, logits, sizeof logits) == 0, "%s, %d threads, chunks of %d", isa, n_threads, chunk);
+                CHECK(memcmp(expected, logits, sizeof logits) == 0, "%s, %d threads, chunks of %d", isa, n_threads,
+                      chunk);
             free_runner(&r);
         }
         lc_pool_free(pool);

@@ -1,0 +1,93 @@
+/* What block_kernels.h is written in, for AVX2: a `vec` has one dword of each of 8 rows, an `fvec` one float. */
+#ifndef LC_SIMD_AVX2_H
+#define LC_SIMD_AVX2_H
+
+#include <immintrin.h>
+#include <stdint.h>
+#include <string.h>
+
+#define INLINE static inline __attribute__((always_inline))
+
+enum { TILE_ROWS = 8, CODE_BIAS = 0 };
+
+typedef __m256i vec;
+typedef __m256 fvec;
+typedef const uint8_t *lc_rows[TILE_ROWS];
+
+#define v_and _mm256_and_si256
+#define v_or _mm256_or_si256
+#define v_add8 _mm256_add_epi8
+#define v_sub32 _mm256_sub_epi32
+#define v_srl16 _mm256_srli_epi16
+#define v_sll16 _mm256_slli_epi16
+#define v_srl32 _mm256_srli_epi32
+#define v_sll32 _mm256_slli_epi32
+#define v_sra32 _mm256_srai_epi32
+#define v_set8(x) _mm256_set1_epi8((char)(x))
+#define v_set32 _mm256_set1_epi32
+#define v_repeat16(p) _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)(const void *)(p)))
+#define v_lookup _mm256_shuffle_epi8
+#define v_load(p) _mm256_loadu_si256((const __m256i *)(const void *)(p))
+#define v_store(p, v) _mm256_storeu_si256((__m256i *)(void *)(p), v)
+#define v_unpacklo32 _mm256_unpacklo_epi32
+#define v_unpackhi32 _mm256_unpackhi_epi32
+#define v_unpacklo64 _mm256_unpacklo_epi64
+#define v_unpackhi64 _mm256_unpackhi_epi64
+#define f_load _mm256_loadu_ps
+#define f_store _mm256_storeu_ps
+#define f_set _mm256_set1_ps
+#define f_mul _mm256_mul_ps
+#define f_sub _mm256_sub_ps
+#define f_fma _mm256_fmadd_ps
+#define f_fnma _mm256_fnmadd_ps
+#define f_from _mm256_cvtepi32_ps
+
+INLINE void f_store_first(float *p, int n, fvec x) {
+    float all[TILE_ROWS];
+    f_store(all, x);
+    memcpy(p, all, (size_t)n * sizeof *p);
+}
+
+INLINE vec broadcast4(const int8_t *p) {
+    int32_t four;
+    memcpy(&four, p, 4);
+    return v_set32(four);
+}
+
+/* sum += products of 8 rows' next four codes with one token's. Codes of formats with minimums are unsigned; others
+ * move their sign to the activation, because the instruction wants one unsigned operand. */
+INLINE vec dot4(vec sum, vec w, vec a, int is_unsigned) {
+    const vec pairs = is_unsigned ? _mm256_maddubs_epi16(w, a)
+                                  : _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(a, w));
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+}
+#define DOT4(sum, w, four, has_min) sum = dot4(sum, w, broadcast4(four), has_min)
+
+/* Adds `value` to the bytes of v in which `flags` has all of `bits`, of which there is one a byte. */
+INLINE vec add_where(vec v, vec flags, vec bits, vec value) {
+    return v_add8(v, v_and(_mm256_cmpeq_epi8(v_and(flags, bits), bits), value));
+}
+
+INLINE __m128i load_16(const uint8_t *p) { return _mm_loadu_si128((const __m128i *)(const void *)p); }
+
+/* 16 bytes of rows i and i + 4. */
+INLINE vec load_every_fourth(const lc_rows row, size_t at, int i) {
+    return _mm256_inserti128_si256(_mm256_castsi128_si256(load_16(row[i] + at)), load_16(row[i + 4] + at), 1);
+}
+
+INLINE vec gather(const int32_t v[TILE_ROWS]) {
+    return _mm256_setr_epi32(v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7]);
+}
+
+INLINE fvec float_halves(const int16_t h[TILE_ROWS]) {
+    return _mm256_cvtph_ps(_mm_setr_epi16(h[0], h[1], h[2], h[3], h[4], h[5], h[6], h[7]));
+}
+
+/* The half in the low 16 bits of each dword. */
+INLINE fvec halves_of(vec dwords) {
+    const vec low = v_and(dwords, v_set32(0xFFFF));
+    const vec packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(low, low), 0x08);
+    return _mm256_cvtph_ps(_mm256_castsi256_si128(packed));
+}
+
+#endif

@@ -1,0 +1,81 @@
+/* What block_kernels.h is written in, for AVX-512: a `vec` has one dword of each of 16 rows, an `fvec` one float. */
+#ifndef LC_SIMD_AVX512_H
+#define LC_SIMD_AVX512_H
+
+#include <immintrin.h>
+#include <stdint.h>
+
+#define INLINE static inline __attribute__((always_inline))
+
+enum { TILE_ROWS = 16, CODE_BIAS = 128 };
+
+typedef __m512i vec;
+typedef __m512 fvec;
+typedef const uint8_t *lc_rows[TILE_ROWS];
+
+#define v_and _mm512_and_si512
+#define v_or _mm512_or_si512
+#define v_add8 _mm512_add_epi8
+#define v_sub32 _mm512_sub_epi32
+#define v_srl16(v, n) _mm512_srli_epi16(v, (unsigned)(n))
+#define v_sll16(v, n) _mm512_slli_epi16(v, (unsigned)(n))
+#define v_srl32(v, n) _mm512_srli_epi32(v, (unsigned)(n))
+#define v_sll32(v, n) _mm512_slli_epi32(v, (unsigned)(n))
+#define v_sra32(v, n) _mm512_srai_epi32(v, (unsigned)(n))
+#define v_set8(x) _mm512_set1_epi8((char)(x))
+#define v_set32 _mm512_set1_epi32
+#define v_repeat16(p) _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)(const void *)(p)))
+#define v_lookup _mm512_shuffle_epi8
+#define v_load _mm512_loadu_si512
+#define v_store _mm512_storeu_si512
+#define v_unpacklo32 _mm512_unpacklo_epi32
+#define v_unpackhi32 _mm512_unpackhi_epi32
+#define v_unpacklo64 _mm512_unpacklo_epi64
+#define v_unpackhi64 _mm512_unpackhi_epi64
+#define f_load _mm512_loadu_ps
+#define f_store _mm512_storeu_ps
+#define f_set _mm512_set1_ps
+#define f_mul _mm512_mul_ps
+#define f_sub _mm512_sub_ps
+#define f_fma _mm512_fmadd_ps
+#define f_fnma _mm512_fnmadd_ps
+#define f_from _mm512_cvtepi32_ps
+
+INLINE void f_store_first(float *p, int n, fvec x) { _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), x); }
+
+/* sum += 16 rows' next four codes times the four of one token, which the instruction broadcasts from memory; no
+ * intrinsic says that. */
+#define DOT4(sum, w, four, has_min) \
+    __asm__("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(w), "m"(*(const int32_t *)(const void *)(four)))
+
+/* Adds `value` to the bytes of v in which `flags` has any of `bits`. */
+INLINE vec add_where(vec v, vec flags, vec bits, vec value) {
+    return _mm512_mask_add_epi8(v, _mm512_test_epi8_mask(flags, bits), v, value);
+}
+
+INLINE __m128i load_16(const uint8_t *p) { return _mm_loadu_si128((const __m128i *)(const void *)p); }
+
+/* 16 bytes of rows i, i + 4, i + 8 and i + 12. */
+INLINE vec load_every_fourth(const lc_rows row, size_t at, int i) {
+    const __m256i low =
+        _mm256_inserti128_si256(_mm256_castsi128_si256(load_16(row[i] + at)), load_16(row[i + 4] + at), 1);
+    const __m256i high =
+        _mm256_inserti128_si256(_mm256_castsi128_si256(load_16(row[i + 8] + at)), load_16(row[i + 12] + at), 1);
+    return _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
+}
+
+/* The dword at each pointer. */
+INLINE vec gather(const int32_t v[TILE_ROWS]) {
+    return _mm512_setr_epi32(v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7], v[8], v[9], v[10], v[11], v[12], v[13],
+                             v[14], v[15]);
+}
+
+INLINE fvec float_halves(const int16_t h[TILE_ROWS]) {
+    return _mm512_cvtph_ps(_mm256_setr_epi16(h[0], h[1], h[2], h[3], h[4], h[5], h[6], h[7], h[8], h[9], h[10], h[11],
+                                             h[12], h[13], h[14], h[15]));
+}
+
+/* The half in the low 16 bits of each dword. */
+INLINE fvec halves_of(vec dwords) { return _mm512_cvtph_ps(_mm512_cvtepi32_epi16(dwords)); }
+
+#endif
