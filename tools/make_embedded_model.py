@@ -14,7 +14,7 @@ import click
 from localcoder.convert.converter import convert
 from localcoder.convert.recipes import recipe_by_name
 from localcoder.convert.stream import Choice
-from localcoder.quants.search import quantize_best
+from localcoder.quants.search import requantize
 
 PROJECT = Path(__file__).resolve().parents[1]
 CHECKPOINT = PROJECT.parent / "shared" / "checkpoints" / "python-9m"
@@ -25,7 +25,7 @@ TARGET = PROJECT / "localcoder" / "data" / "python-9m.gguf"
 @click.argument("checkpoint", type=click.Path(path_type=Path), default=CHECKPOINT)
 @click.option("--out", type=click.Path(path_type=Path), default=TARGET, help="[default: the package's data]")
 def main(checkpoint: Path, out: Path) -> None:
-    convert(checkpoint, out, Choice(recipe_by_name("q8_0")), quantize=quantize_best, name="python-9m")
+    convert(checkpoint, out, Choice(recipe_by_name("q8_0")), requantize=requantize, name="python-9m")
     click.echo(f"wrote {out}: {out.stat().st_size:,} bytes", err=True)
 
 

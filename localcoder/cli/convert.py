@@ -39,7 +39,7 @@ def convert(
     try:
         with byte_progress(f"{out.name} ({choice.recipe.name})") as progress:
             outcome = convert_checkpoint(
-                source, out, choice, quantize=backend.quantize_best, name=name, progress=progress, dry_run=dry_run
+                source, out, choice, requantize=backend.requantize, name=name, progress=progress, dry_run=dry_run
             )
     finally:
         backend.close()

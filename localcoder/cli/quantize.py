@@ -73,7 +73,7 @@ def quantize(
                 outcome = quantize_calibrated(source, out, choice, backend, chunks, progress=progress)
             else:
                 outcome = quantize_file(
-                    source, out, choice, quantize=backend.quantize_best, allow_requantize=allow_requantize,
+                    source, out, choice, requantize=backend.requantize, allow_requantize=allow_requantize,
                     progress=progress, dry_run=dry_run,
                 )  # fmt: skip
     finally:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from localcoder.convert.config import ModelConfig, read_config
 from localcoder.convert.layout import TensorSpec, interleave_heads, tensors_of
-from localcoder.convert.stream import Choice, Outcome, Progress, Quantize, check_table, write_tensors
+from localcoder.convert.stream import Choice, Outcome, Progress, Requantize, check_table, write_tensors
 from localcoder.errors import CheckpointError
 from localcoder.files.checkpoint import Checkpoint
 from localcoder.files.checkpoint_tensor import CheckpointTensor
@@ -20,7 +20,7 @@ from localcoder.files.gguf_reader import GGUFFile
 from localcoder.files.gguf_writer import GGUFOutput
 from localcoder.files.tensor_names import is_buffer
 from localcoder.quants import QuantType
-from localcoder.quants.spec import Bytes, Float32
+from localcoder.quants.spec import Bytes
 from localcoder.tokenizer.source import SourceTokenizer
 
 if TYPE_CHECKING:
@@ -38,14 +38,15 @@ class CheckpointSource:
     def unit(self) -> int:
         return self.spec.head_dim
 
-    def rows(self, start: int, stop: int) -> Float32:
-        if len(self.spec.shape) == 1:
-            return self.tensor.rows(0, self.spec.shape[0])[None]
-        x = self.tensor.rows(start, stop)
-        return interleave_heads(x, self.spec.head_dim) if self.spec.n_head else x
+    @property
+    def qtype(self) -> QuantType:
+        return self.tensor.qtype
 
-    def stored_rows(self, start: int, stop: int, qtype: QuantType) -> Bytes | None:
-        return None  # rounding f16 to f16 changes nothing
+    def stored_rows(self, start: int, stop: int) -> Bytes:
+        if len(self.spec.shape) == 1:
+            return self.tensor.raw_rows(0, self.spec.shape[0])[None]
+        rows = self.tensor.raw_rows(start, stop)
+        return interleave_heads(rows, self.spec.head_dim) if self.spec.n_head else rows
 
     def error(self, row: int, column: int, problem: str) -> CheckpointError:
         place = f"index {column}" if len(self.spec.shape) == 1 else f"row {self._stored_row(row)}, column {column}"
@@ -64,7 +65,7 @@ def convert(
     target: str | Path,
     choice: Choice,
     *,
-    quantize: Quantize,
+    requantize: Requantize,
     name: str | None = None,
     progress: Progress | None = None,
     dry_run: bool = False,
@@ -73,7 +74,7 @@ def convert(
 
     Args:
         choice: which tensor gets which type.
-        quantize: rounds rows to a type, such as `Backend.quantize_best`.
+        requantize: rounds rows to a type, such as `Backend.requantize`.
         name: `general.name`; default: the folder's.
         progress: called after every slice with the bytes written so far and the bytes in all.
         dry_run: only says what would be written.
@@ -101,7 +102,7 @@ def convert(
             return Outcome(tensors, out.size_of(infos))
         with out:
             outcome = Outcome(tensors, out.begin(infos))
-            write_tensors(out, tensors, quantize, progress)
+            write_tensors(out, tensors, requantize, progress)
             out.finish()
             with GGUFFile.open(out.temporary) as written:
                 check_table(written, tensors, out.path)

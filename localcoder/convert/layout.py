@@ -9,7 +9,7 @@ import numpy as np
 
 from localcoder.convert.config import ModelConfig
 from localcoder.files.tensor_names import checkpoint_name
-from localcoder.quants.spec import Float32
+from localcoder.quants.spec import Bytes
 
 
 @dataclass(frozen=True)
@@ -56,11 +56,11 @@ def tensors_of(config: ModelConfig) -> Iterator[TensorSpec]:
         yield TensorSpec("output.weight", (config.n_vocab, n_embd))
 
 
-def interleave_heads(rows: Float32, head_dim: int) -> Float32:
+def interleave_heads(rows: Bytes, head_dim: int) -> Bytes:
     """Reorders the rows of whole heads from RoPE over halves to RoPE over neighbours.
 
     A checkpoint rotates row i of a head with row i + head_dim/2; in GGUF files of this architecture the two stand
-    together as rows 2i and 2i + 1. float32 [n * head_dim, n_in] -> the same shape.
+    together as rows 2i and 2i + 1. uint8 [n * head_dim, row_bytes] -> the same shape.
     """
     halves = rows.reshape(-1, 2, head_dim // 2, rows.shape[-1])
     return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(rows.shape)

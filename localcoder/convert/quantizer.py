@@ -10,7 +10,7 @@ from localcoder.convert.stream import (
     Outcome,
     PlannedTensor,
     Progress,
-    Quantize,
+    Requantize,
     check_table,
     write_tensors,
 )
@@ -26,7 +26,7 @@ def quantize_file(
     target: str | Path,
     choice: Choice,
     *,
-    quantize: Quantize,
+    requantize: Requantize,
     allow_requantize: bool = False,
     progress: Progress | None = None,
     dry_run: bool = False,
@@ -35,7 +35,7 @@ def quantize_file(
 
     Args:
         choice: which tensor gets which type.
-        quantize: rounds rows to a type, such as `Backend.quantize_best`.
+        requantize: rounds rows to a type, such as `Backend.requantize`.
         allow_requantize: also where the source is quantized already. A matrix that keeps its type keeps its bytes.
         progress: called after every slice with the bytes written so far and the bytes in all.
         dry_run: only says what would be written.
@@ -56,7 +56,7 @@ def quantize_file(
             return Outcome(tensors, out.size_of(infos))
         with out:
             outcome = Outcome(tensors, out.begin(infos))
-            write_tensors(out, tensors, quantize, progress)
+            write_tensors(out, tensors, requantize, progress)
             out.finish()
             with GGUFFile.open(out.temporary) as written:
                 check_table(written, tensors, out.path)

@@ -18,9 +18,9 @@ from localcoder.files.imatrix import ImportanceMatrix
 from localcoder.quants import QuantTensor, QuantType
 from localcoder.quants.spec import Bytes, Float32
 
-# Rounds float32 [n_rows, n] to uint8 [n_rows, row_bytes], with the columns' importance [n] or None; as
-# `Backend.quantize_best`.
-Quantize = Callable[[QuantType, Float32, Float32 | None], Bytes]
+# Rounds rows to the first type, from the second: uint8 [n_rows, row_bytes] -> the same, with the importance of the
+# columns [n] or None; as `Backend.requantize`.
+Requantize = Callable[[QuantType, QuantType, Bytes, Float32 | None], Bytes]
 Progress = Callable[[int, int], None]  # bytes written so far, bytes in all
 
 SLICE_VALUES = 1 << 22  # values converted at a time
@@ -33,14 +33,15 @@ class Source(Protocol):
     """Where a tensor's values come from."""
 
     @property
+    def qtype(self) -> QuantType:
+        """What they are stored in."""
+
+    @property
     def unit(self) -> int:
         """How many rows belong together: slices are cut between units."""
 
-    def rows(self, start: int, stop: int) -> Float32:
-        """Rows of the tensor as the file is to have it, float32 [stop - start, n]; a vector is one row."""
-
-    def stored_rows(self, start: int, stop: int, qtype: QuantType) -> Bytes | None:
-        """The same rows as they are stored, uint8 [stop - start, row_bytes], where that is in `qtype`."""
+    def stored_rows(self, start: int, stop: int) -> Bytes:
+        """Rows of the tensor as the file is to have it: uint8 [stop - start, row_bytes] in `qtype`; a vector is one."""
 
     def error(self, row: int, column: int, problem: str) -> FileError:
         """What is wrong with a value, for people: its file, name and place there."""
@@ -62,40 +63,53 @@ class PlannedTensor:
     def n_rows(self) -> int:
         return math.prod(self.info.shape[:-1])
 
-    def rounded(self, quantize: Quantize) -> Iterator[Bytes]:
+    def rounded(self, requantize: Requantize) -> Iterator[Bytes]:
         """All rows in their new type, a slice at a time, uint8 [n, row_bytes].
 
         Raises:
             FileError: a value is not finite, or too large for the type; it names the tensor and the place.
         """
-        for start, stop, x in self._checked_slices():
-            stored = self.source.stored_rows(start, stop, self.info.qtype)
-            yield quantize(self.info.qtype, x, self.importance) if stored is None else stored
+        for stored in self._checked_slices():
+            if self.source.qtype is self.info.qtype:
+                yield stored
+            else:
+                yield requantize(self.info.qtype, self.source.qtype, stored, self.importance)
 
     def check(self) -> None:
         """Reads all values; raises as `rounded`."""
         for _ in self._checked_slices():
             pass
 
-    def _checked_slices(self) -> Iterator[tuple[int, int, Float32]]:
-        """Slices of whole units: (first row, end, values)."""
+    def _checked_slices(self) -> Iterator[Bytes]:
+        """Slices of whole units, as they are stored."""
         unit = self.source.unit
         step = max(1, SLICE_VALUES // (self.info.shape[-1] * unit)) * unit
         for start in range(0, self.n_rows, step):
-            stop = min(start + step, self.n_rows)
-            x = self.source.rows(start, stop)
-            self._check(x, start)
-            yield start, stop, x
+            stored = self.source.stored_rows(start, min(start + step, self.n_rows))
+            self._check(stored, start)
+            yield stored
 
-    def _check(self, x: Float32, first_row: int) -> None:
+    def _check(self, stored: Bytes, first_row: int) -> None:
         name = self.info.qtype.name
         largest = _LARGEST.get(name, _LARGEST_HALF)
-        if -largest <= x.min() and x.max() <= largest:  # false if there is a NaN
+        if largest_magnitude(self.source.qtype, stored) <= largest:  # false if there is a NaN
             return
+        x = self.source.qtype.dequantize(stored)
         row, column = np.argwhere(~(np.abs(x) <= largest))[0]
         value = x[row, column]
         problem = f"too large for {name}: choose bf16 or f32" if np.isfinite(value) else "not a finite number"
         raise self.source.error(first_row + int(row), int(column), f"is {value}, {problem}")
+
+
+def largest_magnitude(qtype: QuantType, stored: Bytes) -> float:
+    """Of the values in `stored`, blocks of `qtype`; NaN if there is one."""
+    word = {"f32": np.uint32, "f16": np.uint16, "bf16": np.uint16}.get(qtype.name)
+    if word is None:
+        x = qtype.dequantize(stored)
+        return float(np.maximum(x.max(), -x.min()))
+    bits = np.ascontiguousarray(stored).view(word)  # floats without their sign are in the order of their bits
+    most = (bits & np.array(np.iinfo(word).max >> 1, word)).max(keepdims=True)
+    return float(qtype.dequantize(most.reshape(1).view(np.uint8))[0])
 
 
 @dataclass(frozen=True)
@@ -174,13 +188,13 @@ class Outcome:
 
 
 def write_tensors(
-    out: GGUFOutput, tensors: Sequence[PlannedTensor], quantize: Quantize, progress: Progress | None = None
+    out: GGUFOutput, tensors: Sequence[PlannedTensor], requantize: Requantize, progress: Progress | None = None
 ) -> None:
     """Rounds and writes all tensors, after `out.begin`; FileError as `PlannedTensor.rounded`."""
     n_bytes = sum(tensor.info.nbytes for tensor in tensors)
     n_written = 0
     for tensor in tensors:
-        for data in tensor.rounded(quantize):
+        for data in tensor.rounded(requantize):
             out.write(tensor.info.name, data)
             n_written += data.nbytes
             if progress:
@@ -202,13 +216,11 @@ class GGUFSource:
     tensor: QuantTensor
     unit: int = 1
 
-    def rows(self, start: int, stop: int) -> Float32:
-        return self.tensor.qtype.dequantize(self._stored(start, stop))
+    @property
+    def qtype(self) -> QuantType:
+        return self.tensor.qtype
 
-    def stored_rows(self, start: int, stop: int, qtype: QuantType) -> Bytes | None:
-        return self._stored(start, stop) if qtype is self.tensor.qtype else None
-
-    def _stored(self, start: int, stop: int) -> Bytes:
+    def stored_rows(self, start: int, stop: int) -> Bytes:
         return self.tensor.data.reshape(-1, self.tensor.data.shape[-1])[start:stop]
 
     def error(self, row: int, column: int, problem: str) -> FileError:

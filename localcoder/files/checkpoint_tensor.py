@@ -42,7 +42,7 @@ class CheckpointTensor:
             CheckpointError: the tensor's dtype is not one of `READABLE`, or it has no axis.
         """
         data = self._slice(start, stop)
-        return self._qtype.dequantize(data).reshape(stop - start, *self.shape[1:])
+        return self.qtype.dequantize(data).reshape(stop - start, *self.shape[1:])
 
     def raw_rows(self, start: int, stop: int) -> Bytes:
         """The same rows as stored: uint8 [stop - start, ..., bytes of the last axis], uint8 [bytes] of a vector.
@@ -52,16 +52,17 @@ class CheckpointTensor:
         data = self._slice(start, stop)
         if len(self.shape) == 1:
             return data
-        return data.reshape(stop - start, *self.shape[1:-1], self.shape[-1] * self._qtype.block_bytes)
+        return data.reshape(stop - start, *self.shape[1:-1], self.shape[-1] * self.qtype.block_bytes)
 
     @property
-    def _qtype(self) -> QuantType:
+    def qtype(self) -> QuantType:
+        """`dtype` as a block format; CheckpointError if it is not one of `READABLE`."""
         if self.dtype not in READABLE:
             raise CheckpointError(self.path, f"tensor {self.name} is {self.dtype}; expected {', '.join(READABLE)}")
         return by_name(self.dtype)
 
     def _slice(self, start: int, stop: int) -> Bytes:
-        item_bytes = self._qtype.block_bytes
+        item_bytes = self.qtype.block_bytes
         if not self.shape:
             raise CheckpointError(self.path, f"tensor {self.name} is a single number; expected a vector or a matrix")
         if not 0 <= start <= stop <= self.shape[0]:

@@ -52,7 +52,7 @@ def quantize_calibrated(
         infos = [tensor.info for tensor in ordered]
         with out:
             outcome = Outcome(ordered, out.begin(infos))
-            write_tensors(out, plain, backend.quantize_best)
+            write_tensors(out, plain, backend.requantize)
             n_bytes = sum(info.nbytes for info in infos)
             n_written = sum(tensor.info.nbytes for tensor in plain)
 

@@ -68,6 +68,11 @@ def quantize_best(qtype: QuantType, x: Float32, weights: Float32 | None = None) 
     return out
 
 
+def requantize(qtype: QuantType, source: QuantType, data: Bytes, weights: Float32 | None = None) -> Bytes:
+    """`quantize_best` of values that lie in another format: uint8 [n_rows, source.row_bytes(n)]."""
+    return quantize_best(qtype, source.dequantize(data), weights)
+
+
 def _columns(x: Float32, qtype: QuantType) -> Float32:
     """[n_rows, n] -> one column a block: [block_elems, n_blocks]."""
     return np.ascontiguousarray(x.reshape(-1, qtype.block_elems).T)

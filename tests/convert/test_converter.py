@@ -15,7 +15,7 @@ from localcoder.convert.converter import convert
 from localcoder.convert.recipes import recipe_by_name
 from localcoder.convert.stream import Choice
 from localcoder.quants import by_name
-from localcoder.quants.search import quantize_best
+from localcoder.quants.search import quantize_best, requantize
 
 SHAPES = {
     "gqa": {},
@@ -36,7 +36,7 @@ SHAPES = {
 
 
 def run(source: Path, target: Path, type_name: str = "f32", **options) -> None:
-    convert(source, target, Choice(recipe_by_name(type_name)), quantize=quantize_best, **options)
+    convert(source, target, Choice(recipe_by_name(type_name)), requantize=requantize, **options)
 
 
 def expected_tensors(model) -> dict[str, np.ndarray]:
@@ -213,9 +213,7 @@ def test_same_bytes_on_every_backend(tmp_path, monkeypatch, backend, type_name):
     save_checkpoint(tmp_path / "source")
     run(tmp_path / "source", tmp_path / "plain.gguf", type_name)
     opened = open_backend(threads=2)
-    convert(
-        tmp_path / "source", tmp_path / "out.gguf", Choice(recipe_by_name(type_name)), quantize=opened.quantize_best
-    )
+    convert(tmp_path / "source", tmp_path / "out.gguf", Choice(recipe_by_name(type_name)), requantize=opened.requantize)
     opened.close()
     assert (tmp_path / "plain.gguf").read_bytes() == (tmp_path / "out.gguf").read_bytes()
 

@@ -12,7 +12,7 @@ from localcoder.convert.recipes import recipe_by_name
 from localcoder.convert.stream import Choice
 from localcoder.files.gguf_reader import GGUFFile
 from localcoder.model.engine import Chunk, Engine
-from localcoder.quants.search import quantize_best
+from localcoder.quants.search import requantize
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -53,7 +53,7 @@ def logits_of(path, ids, **options):
 def test_logits_are_those_of_transformers(tmp_path, monkeypatch, shape, backend):
     monkeypatch.setenv("LOCALCODER_BACKEND", backend)
     model = save_checkpoint(tmp_path / "source", **SHAPES[shape])
-    convert(tmp_path / "source", tmp_path / "out.gguf", Choice(recipe_by_name("f32")), quantize=quantize_best)
+    convert(tmp_path / "source", tmp_path / "out.gguf", Choice(recipe_by_name("f32")), requantize=requantize)
     ids = np.random.default_rng(0).integers(0, model.config.vocab_size, N_TOKENS).astype(np.int32)
     with torch.no_grad():
         expected = model(torch.from_numpy(ids.astype(np.int64))[None]).logits[0].numpy()

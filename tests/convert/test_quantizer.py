@@ -20,7 +20,7 @@ from localcoder.errors import FileError, ModelError, OptionError, OutputError
 from localcoder.files.gguf_reader import GGUFFile
 from localcoder.files.imatrix import ImportanceMatrix
 from localcoder.quants import by_name
-from localcoder.quants.search import quantize_best
+from localcoder.quants.search import quantize_best, requantize
 
 SHAPE = dict(n_layer=2, n_embd=256, n_ff=288, n_head=4, n_head_kv=2, n_vocab=272)
 
@@ -32,7 +32,7 @@ def source(tmp_path_factory):
 
 def run(source, target, type_name, *, overrides=(), imatrix=None, **options):
     choice = Choice(recipe_by_name(type_name), tuple(map(Override.parse, overrides)), imatrix)
-    return quantize_file(source, target, choice, quantize=quantize_best, **options)
+    return quantize_file(source, target, choice, requantize=requantize, **options)
 
 
 def types_of(path) -> dict[str, str]:

@@ -23,7 +23,7 @@ from localcoder.measure.divergence import DivergenceSamples
 from localcoder.measure.perplexity import scored_pieces
 from localcoder.model.engine import Engine
 from localcoder.model.stages import StagedModel
-from localcoder.quants.search import quantize_best
+from localcoder.quants.search import requantize
 from localcoder.tokenizer.tokenizer import Tokenizer
 
 N_CTX = 64
@@ -34,7 +34,7 @@ def random_chunks(n: int, seed: int = 0) -> np.ndarray:
 
 
 def plainly(source, target, type_name, *overrides):
-    return quantize_file(source, target, choice(type_name, *overrides), quantize=quantize_best)
+    return quantize_file(source, target, choice(type_name, *overrides), requantize=requantize)
 
 
 def calibrated(source, target, type_name, chunks, *overrides, **options):
@@ -132,13 +132,13 @@ def test_trained_checkpoint(tmp_path, shared, type_name, most):
     """KL divergence on held-out text, beside the same recipe without calibration."""
     folder = shared / "checkpoints" / "python-9m"
     backend = open_backend()
-    convert(folder, tmp_path / "f32.gguf", choice("f32"), quantize=backend.quantize_best)
+    convert(folder, tmp_path / "f32.gguf", choice("f32"), requantize=backend.requantize)
     with GGUFFile.open(tmp_path / "f32.gguf") as file:
         tokenizer = Tokenizer.from_gguf(file)
     tokens = tokenizer.tokenize(calibration_text(), parse_special=True)
     source = tmp_path / "f32.gguf"
     quantize_calibrated(source, tmp_path / "out.gguf", choice(type_name), backend, cut_chunks(tokens, 512, None)[:64])
-    quantize_file(source, tmp_path / "plain.gguf", choice(type_name), quantize=backend.quantize_best)
+    quantize_file(source, tmp_path / "plain.gguf", choice(type_name), requantize=backend.requantize)
     held_out = tokenizer.tokenize((folder / "heldout.txt").read_text(encoding="utf-8"))
     chunks = cut_chunks(held_out, 256, None)[:12]
     found = [kl_divergence(source, tmp_path / name, chunks, backend) for name in ("out.gguf", "plain.gguf")]
