@@ -4,8 +4,8 @@
 
 Without a file, random weights of the 1.3B shape in f16 are made first. The two take turns, each in a process of its
 own; the file is read once before, so that it is in memory for both. Ours is timed as the user sees it, from the start
-of the program to its end; theirs is the call of `llama_model_quantize` alone. Needs llama-cpp-python, and a machine that
-does nothing else: the spread of the rounds tells.
+of the program to its end; theirs is the call of `llama_model_quantize` alone. Needs llama-cpp-python, and a machine
+that does nothing else: the spread of the rounds tells.
 """
 
 from __future__ import annotations
