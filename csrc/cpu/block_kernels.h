@@ -4,8 +4,8 @@
  * 16 bytes at one place of each row are loaded and transposed, so that vector k holds dword k of every row: codes come
  * out interleaved as tiles want them, and packed scales as vectors over the rows.
  *
- * Every block format is one function, block_NAME, that takes a block of all rows apart and puts the parts into a sink;
- * DEFINE_FORMAT makes both kernels of it. All is inlined with constant arguments and without loops, because the
+ * Every block format is two functions, scales_NAME and block_NAME, that take a block of all rows apart and put the parts
+ * into a sink; DEFINE_FORMAT makes kernels of them. All is inlined with constant arguments and without loops, because the
  * compiler keeps the sums in registers only if every index is a constant from the start. */
 #include <stddef.h>
 #include <string.h>
@@ -107,14 +107,16 @@ INLINE quad plus_fifths(quad q, vec qh, int is_upper) {
 }
 
 /* The 16 values of IQ4, plus CODE_BIAS. */
-INLINE quad iq4_values(quad q) {
+INLINE vec iq4_value(vec indices) {
 #define BIASED(value) (int8_t)((value) + CODE_BIAS)
     static const int8_t VALUES[16] = {BIASED(-127), BIASED(-104), BIASED(-83), BIASED(-65), BIASED(-49), BIASED(-35),
                                       BIASED(-22),  BIASED(-10),  BIASED(1),   BIASED(13),  BIASED(25),  BIASED(38),
                                       BIASED(53),   BIASED(69),   BIASED(89),  BIASED(113)};
 #undef BIASED
-    const vec values = v_repeat16(VALUES);
-#define VALUE(k) v_lookup(values, q.k)
+    return v_lookup(v_repeat16(VALUES), indices);
+}
+INLINE quad iq4_values(quad q) {
+#define VALUE(k) iq4_value(q.k)
     return EACH_OF(VALUE);
 #undef VALUE
 }
@@ -146,53 +148,60 @@ INLINE void put_min(sink *to, int i, fvec min) { f_store(to->mins + i * TILE_ROW
 
 /* --- blocks of 32 --------------------------------------------------------------------------------------------- */
 
+/* The codes of a block, and its scales and minimums. */
 #define BLOCK(name) INLINE void block_##name(const lc_rows row, size_t at, sink *to, int sub)
+#define SCALES(name) INLINE void scales_##name(const lc_rows row, size_t at, sink *to)
 #define AT(name, field) (at + offsetof(lc_block_##name, field))
 
+SCALES(q4_0) { put_scale(to, 0, load_halves(row, AT(q4_0, d))); }
 BLOCK(q4_0) {
     const quad q = load_quad(row, AT(q4_0, qs));
     put_quad(to, sub, 0, plus(low_nibbles(q), CODE_BIAS - 8));
     put_quad(to, sub, 16, plus(high_nibbles(q), CODE_BIAS - 8));
-    put_scale(to, 0, load_halves(row, AT(q4_0, d)));
 }
 
-BLOCK(q4_1) {
-    const quad q = load_quad(row, AT(q4_1, qs));
-    put_quad(to, sub, 0, low_nibbles(q));
-    put_quad(to, sub, 16, high_nibbles(q));
+SCALES(q4_1) {
     const vec d_m = load_dword(row, AT(q4_1, d));
     put_scale(to, 0, halves_of(d_m));
     put_min(to, 0, negative(halves_of(v_srl32(d_m, 16))));
 }
+BLOCK(q4_1) {
+    const quad q = load_quad(row, AT(q4_1, qs));
+    put_quad(to, sub, 0, low_nibbles(q));
+    put_quad(to, sub, 16, high_nibbles(q));
+}
 
+SCALES(q5_0) { put_scale(to, 0, load_halves(row, AT(q5_0, d))); }
 BLOCK(q5_0) {
     const quad q = load_quad(row, AT(q5_0, qs));
     const vec qh = load_dword(row, AT(q5_0, qh));
     put_quad(to, sub, 0, plus_fifths(plus(low_nibbles(q), CODE_BIAS - 16), qh, 0));
     put_quad(to, sub, 16, plus_fifths(plus(high_nibbles(q), CODE_BIAS - 16), qh, 1));
-    put_scale(to, 0, load_halves(row, AT(q5_0, d)));
 }
 
-BLOCK(q5_1) {
-    const quad q = load_quad(row, AT(q5_1, qs));
-    const vec qh = load_dword(row, AT(q5_1, qh)), d_m = load_dword(row, AT(q5_1, d));
-    put_quad(to, sub, 0, plus_fifths(low_nibbles(q), qh, 0));
-    put_quad(to, sub, 16, plus_fifths(high_nibbles(q), qh, 1));
+SCALES(q5_1) {
+    const vec d_m = load_dword(row, AT(q5_1, d));
     put_scale(to, 0, halves_of(d_m));
     put_min(to, 0, negative(halves_of(v_srl32(d_m, 16))));
 }
+BLOCK(q5_1) {
+    const quad q = load_quad(row, AT(q5_1, qs));
+    const vec qh = load_dword(row, AT(q5_1, qh));
+    put_quad(to, sub, 0, plus_fifths(low_nibbles(q), qh, 0));
+    put_quad(to, sub, 16, plus_fifths(high_nibbles(q), qh, 1));
+}
 
+SCALES(q8_0) { put_scale(to, 0, load_halves(row, AT(q8_0, d))); }
 BLOCK(q8_0) {
     put_quad(to, sub, 0, plus(load_quad(row, AT(q8_0, qs)), CODE_BIAS));
     put_quad(to, sub, 16, plus(load_quad(row, AT(q8_0, qs) + 16), CODE_BIAS));
-    put_scale(to, 0, load_halves(row, AT(q8_0, d)));
 }
 
+SCALES(iq4_nl) { put_scale(to, 0, load_halves(row, AT(iq4_nl, d))); }
 BLOCK(iq4_nl) {
     const quad q = load_quad(row, AT(iq4_nl, qs));
     put_quad(to, sub, 0, iq4_values(low_nibbles(q)));
     put_quad(to, sub, 16, iq4_values(high_nibbles(q)));
-    put_scale(to, 0, load_halves(row, AT(iq4_nl, d)));
 }
 
 /* --- super-blocks of 256 -------------------------------------------------------------------------------------- */
@@ -218,8 +227,8 @@ INLINE void q4_k_part(const lc_rows row, size_t at, sink *to, int sub, int c) {
     put_quad(to, sub, c / 2 * 64 + c % 2 * 16, low_nibbles(q));
     put_quad(to, sub, c / 2 * 64 + c % 2 * 16 + 32, high_nibbles(q));
 }
+SCALES(q4_k) { k_scales(row, at, to); }
 BLOCK(q4_k) {
-    k_scales(row, at, to);
     FOR_8(q4_k_part, row, at, to, sub);
 }
 
@@ -233,8 +242,8 @@ INLINE void q5_k_half(const lc_rows row, size_t at, sink *to, int sub, int h) {
     const quad qh = load_quad(row, AT(q5_k, qh) + 16 * (size_t)h);
     FOR_4(q5_k_part, row, at, to, sub, qh, h);
 }
+SCALES(q5_k) { k_scales(row, at, to); }
 BLOCK(q5_k) {
-    k_scales(row, at, to);
     FOR_2(q5_k_half, row, at, to, sub);
 }
 
@@ -254,10 +263,12 @@ INLINE void q6_k_half(const lc_rows row, size_t at, sink *to, int sub, int half,
     const quad qh = load_quad(row, AT(q6_k, qh) + 32 * (size_t)half + 16 * (size_t)h);
     FOR_2(q6_k_part, row, at, to, sub, qh, half, h);
 }
-BLOCK(q6_k) {
+SCALES(q6_k) {
     const fvec d = load_halves(row, AT(q6_k, d));
     const quad scales = load_quad(row, AT(q6_k, scales));
     FOR_16(q6_k_scale, to, scales, d);
+}
+BLOCK(q6_k) {
     FOR_2(q6_k_half, row, at, to, sub, 0);
     FOR_2(q6_k_half, row, at, to, sub, 1);
 }
@@ -274,11 +285,13 @@ INLINE void q2_k_part(const lc_rows row, size_t at, sink *to, int sub, int c) {
     const quad q = load_quad(row, AT(q2_k, qs) + 16 * (size_t)c);
     FOR_4(q2_k_group, to, sub, q, c);
 }
-BLOCK(q2_k) {
+SCALES(q2_k) {
     const vec d_dmin = load_dword(row, AT(q2_k, d));
     const fvec d = halves_of(d_dmin), dmin = halves_of(v_srl32(d_dmin, 16));
     const quad scales = load_quad(row, AT(q2_k, scales));
     FOR_16(q2_k_scale, to, scales, d, dmin);
+}
+BLOCK(q2_k) {
     FOR_4(q2_k_part, row, at, to, sub);
 }
 
@@ -302,10 +315,12 @@ INLINE void q3_k_half(const lc_rows row, size_t at, sink *to, int sub, int h) {
     const quad hmask = load_quad(row, AT(q3_k, hmask) + 16 * (size_t)h);
     FOR_2(q3_k_part, row, at, to, sub, hmask, h);
 }
-BLOCK(q3_k) {
+SCALES(q3_k) {
     const quad tail = load_quad(row, at + sizeof(lc_block_q3_k) - 16);
     const fvec d = halves_of(v_srl32(tail.k3, 16));
     FOR_16(q3_k_scale, to, tail, d);
+}
+BLOCK(q3_k) {
     FOR_2(q3_k_half, row, at, to, sub);
 }
 
@@ -320,18 +335,16 @@ INLINE void iq4_xs_part(const lc_rows row, size_t at, sink *to, int sub, int s) 
     put_quad(to, sub, 32 * s, iq4_values(low_nibbles(q)));
     put_quad(to, sub, 32 * s + 16, iq4_values(high_nibbles(q)));
 }
-BLOCK(iq4_xs) {
+SCALES(iq4_xs) {
     const quad head = load_quad(row, at);
     const fvec d = halves_of(head.k0);
     FOR_8(iq4_xs_scale, to, head, d);
+}
+BLOCK(iq4_xs) {
     FOR_8(iq4_xs_part, row, at, to, sub);
 }
 
 /* --- kernels -------------------------------------------------------------------------------------------------- */
-
-INLINE void start_sum(sink *to, const int32_t *bias, int has_min, int n_subs, int s) {
-    if (s < n_subs) to->sum[s] = v_set32(has_min ? 0 : bias[s]);
-}
 
 /* total += sub-block s; i is its number in the row. */
 INLINE void end_sum(const sink *to, int sub, const lc_q8_block *x, int first, int has_min, int n_subs, fvec *total,
@@ -346,7 +359,7 @@ INLINE void end_sum(const sink *to, int sub, const lc_q8_block *x, int first, in
     *total = f_fnma(f_load(to->mins + s * TILE_ROWS), a_sum, *total);
 }
 
-/* unpack_NAME and matvec_NAME. */
+/* unpack_NAME. */
 #define DEFINE_FORMAT(name, elems, sub_elems, has_min)                                                        \
     static void unpack_##name(const uint8_t *rows, size_t row_bytes, int n_rows, int n, const uint8_t *ahead, \
                               lc_panel *panel) {                                                              \
@@ -359,29 +372,9 @@ INLINE void end_sum(const sink *to, int sub, const lc_q8_block *x, int first, in
             to.codes = panel->codes + (size_t)b * elems * TILE_ROWS;                                          \
             to.scales = panel->scales + b * SUBS * TILE_ROWS;                                                 \
             to.mins = panel->mins + b * SUBS * TILE_ROWS;                                                     \
+            scales_##name(row, (size_t)b * BYTES, &to);                                                       \
             block_##name(row, (size_t)b * BYTES, &to, 0);                                                     \
         }                                                                                                     \
-    }                                                                                                         \
-    static void matvec_##name(const uint8_t *rows, size_t row_bytes, int n_rows, const lc_q8_block *x, int n, \
-                              const uint8_t *ahead, float *c) {                                               \
-        enum { BYTES = sizeof(lc_block_##name), SUBS = elems / sub_elems };                                   \
-        lc_rows row;                                                                                          \
-        row_pointers(rows, row_bytes, n_rows, row);                                                           \
-        const int32_t *bias = sub_elems == 32 ? x->bias32 : x->bias16;                                        \
-        float scales[SUBS * TILE_ROWS], mins[has_min ? SUBS * TILE_ROWS : 1];                                 \
-        fvec total = f_set(0);                                                                   \
-        for (int b = 0; b < n / elems; b++, ahead += TILE_ROWS * BYTES) {                                     \
-            lc_fetch(ahead, TILE_ROWS * BYTES);                                                               \
-            sink to;                                                                                          \
-            to.scales = scales;                                                                               \
-            to.mins = mins;                                                                                   \
-            to.a = x->codes + b * elems;                                                                      \
-            to.is_unsigned = has_min;                                                                         \
-            FOR_16(start_sum, &to, bias + b * SUBS, has_min, SUBS);                                           \
-            block_##name(row, (size_t)b * BYTES, &to, sub_elems);                                             \
-            FOR_16(end_sum, &to, sub_elems, x, b *SUBS, has_min, SUBS, &total);                               \
-        }                                                                                                     \
-        f_store_first(c, n_rows, total);                                                                    \
     }
 DEFINE_FORMAT(q4_0, 32, 32, 0)
 DEFINE_FORMAT(q4_1, 32, 32, 1)
@@ -401,11 +394,19 @@ DEFINE_FORMAT(iq4_xs, 256, 32, 0)
 #undef DEFINE_FORMAT
 #undef EACH_OF
 
+/* matvec_NAME, and FEW_TOKENS. */
+#if defined(READ_ALONG)
+#include "matvec_along.h"
+#else
+#include "matvec_across.h"
+#endif
+
 /* The lines of lc_kernels_ISA that put them into the table. */
 #define USE_FORMAT(name, NAME)                          \
     table->unpack_tile[LC_TYPE_##NAME] = unpack_##name; \
     table->matvec[LC_TYPE_##NAME] = matvec_##name;
 #define USE_FORMATS          \
+    table->few_tokens = FEW_TOKENS; \
     USE_FORMAT(q4_0, Q4_0)   \
     USE_FORMAT(q4_1, Q4_1)   \
     USE_FORMAT(q5_0, Q5_0)   \

@@ -25,6 +25,7 @@ enum {
     LC_PANEL_ELEMS = 512,    /* most values of a row in a panel; a multiple of every format's block */
     LC_MAX_TILE_ROWS = 16,
     LC_MAX_TILE_TOKENS = 16,
+    LC_MAX_FEW_TOKENS = 4,
     LC_TILE_KINDS = 4
 };
 
@@ -69,9 +70,10 @@ typedef void (*lc_tile_fn)(const lc_panel *panel, const lc_q8_block *x, int n, f
 typedef void (*lc_unpack_tile_fn)(const uint8_t *rows, size_t row_bytes, int n_rows, int n, const uint8_t *ahead,
                                   lc_panel *panel);
 
-/* c[r] = row r . x, x of one token, whole rows of n values; n_rows <= tile_rows. Same sums as the tile kernel. */
-typedef void (*lc_matvec_fn)(const uint8_t *rows, size_t row_bytes, int n_rows, const lc_q8_block *x, int n,
-                             const uint8_t *ahead, float *c);
+/* c[t * ldc + r] = row r . x[t], whole rows of n values; n_rows <= tile_rows, n_tokens <= few_tokens blocks x of one token
+ * each. Same sums as the tile kernel. */
+typedef void (*lc_matvec_fn)(const uint8_t *rows, size_t row_bytes, int n_rows, const lc_q8_block *x, int n_tokens,
+                             int n, const uint8_t *ahead, float *c, int ldc);
 
 /* y[t * ldy + r] = row r . x[t] for float types: n_rows rows that stand row_bytes apart, n_tokens rows of x, ldx
  * floats apart. Each sum runs in several lanes that are added in a fixed order at the end. `ahead` as above, from the
@@ -89,13 +91,14 @@ typedef struct lc_kernels {
     const char *isa;
     int tile_rows;
     int tile_tokens;
+    int few_tokens; /* most tokens that matvec takes, 1 to LC_MAX_FEW_TOKENS */
     int code_bias; /* 0 or 128: what panels add to the signed codes of formats without minimums */
 
     /* One token: x [n], n a multiple of 32, into place `t` of its block. */
     void (*quantize_q8)(const float *x, int n, const lc_q8_block *block, int t);
     lc_tile_fn tile[LC_TILE_KINDS];
     lc_unpack_tile_fn unpack_tile[LC_TYPE_END]; /* NULL: lc_format.unpack, then interleaved */
-    lc_matvec_fn matvec[LC_TYPE_END];           /* NULL: a tile of one token */
+    lc_matvec_fn matvec[LC_TYPE_END];           /* NULL: tiles of one token */
     lc_float_tile_fn dot_f32, dot_f16, dot_bf16;
     lc_search_fn search[LC_TYPE_END]; /* NULL: there is no search for this format */
 

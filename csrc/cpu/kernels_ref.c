@@ -176,6 +176,7 @@ static const lc_kernels KERNELS = {
     .isa = "ref",
     .tile_rows = TILE_ROWS,
     .tile_tokens = TILE_TOKENS,
+    .few_tokens = 1,
     .code_bias = 0,
     .quantize_q8 = quantize_q8,
     .tile = {tile_32, tile_16, tile_32_min, tile_16_min},

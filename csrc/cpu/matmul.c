@@ -11,10 +11,14 @@ size_t lc_q8_bytes(const lc_kernels *kernels, int n_tokens, int n) {
     return lc_round_up((size_t)n_tokens, (size_t)kernels->tile_tokens) * per_token;
 }
 
+int lc_q8_block_tokens(const lc_kernels *kernels, const lc_q8_store *store) {
+    return store->n_tokens <= kernels->few_tokens ? 1 : kernels->tile_tokens;
+}
+
 lc_q8_block lc_q8_block_at(const lc_kernels *kernels, const lc_q8_store *store, int b) {
-    const int first = b * kernels->tile_tokens;
+    const int most = lc_q8_block_tokens(kernels, store), first = b * most;
     const int left = store->n_tokens - first;
-    const int n_tokens = left < kernels->tile_tokens ? left : kernels->tile_tokens;
+    const int n_tokens = left < most ? left : most;
     const size_t n = (size_t)store->n, groups = n / LC_GROUP * (size_t)n_tokens;
     uint8_t *memory = store->memory + (size_t)first * (n + n / LC_GROUP * 7 * sizeof(float));
     lc_q8_block block = {.n_tokens = n_tokens};
@@ -79,36 +83,44 @@ static void unpack_tile(const lc_kernels *kernels, const lc_weight *weight, cons
 
 static int at_most(int n, int limit) { return n < limit ? n : limit; }
 
+static int blocks_of(const lc_kernels *kernels, const lc_q8_store *q8) {
+    const int most = lc_q8_block_tokens(kernels, q8);
+    return (q8->n_tokens + most - 1) / most;
+}
+
 /* A decoding step: the rows are read once, as they lie. */
 static void matvec_chunk(const lc_kernels *kernels, const lc_weight *weight, const uint8_t *rows, size_t row_bytes,
                          int n_rows, const lc_q8_store *q8, const uint8_t *ahead, float *c) {
-    const lc_q8_block x = lc_q8_block_at(kernels, q8, 0);
+    lc_q8_block x[LC_MAX_FEW_TOKENS];
+    for (int t = 0; t < q8->n_tokens; t++) x[t] = lc_q8_block_at(kernels, q8, t);
     const int tile = kernels->tile_rows;
     for (int r = 0; r < n_rows; r += tile) {
         const uint8_t *here = rows + (size_t)r * row_bytes;
         const uint8_t *next = r + tile < n_rows ? here + (size_t)tile * row_bytes : ahead;
-        kernels->matvec[weight->type](here, row_bytes, at_most(n_rows - r, tile), &x, weight->n_in, next, c + r);
+        kernels->matvec[weight->type](here, row_bytes, at_most(n_rows - r, tile), x, q8->n_tokens, weight->n_in, next,
+                                      c + r, LC_CHUNK_ROWS);
     }
 }
 
-/* One block of tokens: each tile of rows from end to end, in the order of memory. */
+/* At most a tile of tokens: each tile of rows from end to end, in the order of memory. */
 static void few_tokens_chunk(const lc_kernels *kernels, const lc_weight *weight, const uint8_t *rows, size_t row_bytes,
                              int n_rows, const lc_q8_store *q8, const uint8_t *ahead, const lc_matmul_scratch *scratch,
                              float *c) {
     const lc_format *format = lc_format_of(weight->type);
-    const lc_q8_block block = lc_q8_block_at(kernels, q8, 0);
-    const int tile = kernels->tile_rows;
+    const int tile = kernels->tile_rows, n_blocks = blocks_of(kernels, q8);
     lc_panel panel = panel_at(kernels, scratch->panels, 0);
     for (int r = 0; r < n_rows; r += tile) {
         const uint8_t *here = rows + (size_t)r * row_bytes;
         const uint8_t *next = r + tile < n_rows ? here + (size_t)tile * row_bytes : ahead;
         for (int k0 = 0; k0 < weight->n_in; k0 += LC_PANEL_ELEMS) {
             const int n = at_most(weight->n_in - k0, LC_PANEL_ELEMS);
-            const lc_q8_block x = lc_q8_block_from(&block, k0);
             const size_t at = lc_row_bytes(format, k0);
             unpack_tile(kernels, weight, here + at, row_bytes, at_most(n_rows - r, tile), n, next + (size_t)tile * at,
                         &panel);
-            kernels->tile[lc_tile_kind(format)](&panel, &x, n, c + r, LC_CHUNK_ROWS);
+            for (int b = 0; b < n_blocks; b++) { /* one, or few of a token each */
+                const lc_q8_block block = lc_q8_block_at(kernels, q8, b), x = lc_q8_block_from(&block, k0);
+                kernels->tile[lc_tile_kind(format)](&panel, &x, n, c + b * LC_CHUNK_ROWS + r, LC_CHUNK_ROWS);
+            }
         }
     }
 }
@@ -119,7 +131,7 @@ static void many_tokens_chunk(const lc_kernels *kernels, const lc_weight *weight
                               int n_rows, const lc_q8_store *q8, const lc_matmul_scratch *scratch, float *c) {
     const lc_format *format = lc_format_of(weight->type);
     const lc_tile_fn multiply = kernels->tile[lc_tile_kind(format)];
-    const int tile = kernels->tile_rows, n_blocks = (q8->n_tokens + kernels->tile_tokens - 1) / kernels->tile_tokens;
+    const int tile = kernels->tile_rows, n_blocks = blocks_of(kernels, q8);
     for (int k0 = 0; k0 < weight->n_in; k0 += LC_PANEL_ELEMS) {
         const int n = at_most(weight->n_in - k0, LC_PANEL_ELEMS);
         const size_t n_bytes = lc_row_bytes(format, n);
@@ -185,7 +197,7 @@ void lc_matmul_chunk(const lc_kernels *kernels, const lc_weight *weight, int row
         floats_chunk(kernels, weight, rows, row_bytes, n_rows, x, n_tokens, ahead, scratch, c);
         return;
     }
-    if (n_tokens == 1 && kernels->matvec[weight->type] != NULL) {
+    if (n_tokens <= kernels->few_tokens && kernels->matvec[weight->type] != NULL) {
         matvec_chunk(kernels, weight, rows, row_bytes, n_rows, q8, ahead, c);
         return;
     }

@@ -5,7 +5,7 @@
 #include "kernel_table.h"
 #include "localcoder.h"
 
-/* Rounded activations of a step: blocks of tile_tokens tokens, the last one shorter. */
+/* Rounded activations of a step: blocks of lc_q8_block_tokens() tokens, the last one shorter. */
 typedef struct lc_q8_store {
     uint8_t *memory; /* lc_q8_bytes(kernels, max_tokens, max_n) */
     int n_tokens;
@@ -13,6 +13,8 @@ typedef struct lc_q8_store {
 } lc_q8_store;
 
 size_t lc_q8_bytes(const lc_kernels *kernels, int n_tokens, int n);
+/* 1 where the tokens are few enough for the matvec kernels, else tile_tokens. */
+int lc_q8_block_tokens(const lc_kernels *kernels, const lc_q8_store *store);
 /* Block b of the store. */
 lc_q8_block lc_q8_block_at(const lc_kernels *kernels, const lc_q8_store *store, int b);
 /* The same block from value k0 (a multiple of 32) on. */

@@ -38,8 +38,9 @@ static void write_kv_row(const lc_program *p, const lc_op *op, int t, const floa
 static void quantize_row(const lc_program *p, const lc_op *op, int t, const float *x) {
     const lc_kernels *kernels = p->pool->kernels;
     const lc_q8_store store = {p->q8.memory, rows_of(p, op), op->width};
-    const lc_q8_block block = lc_q8_block_at(kernels, &store, t / kernels->tile_tokens);
-    kernels->quantize_q8(x, op->width, &block, t % kernels->tile_tokens);
+    const int per_block = lc_q8_block_tokens(kernels, &store);
+    const lc_q8_block block = lc_q8_block_at(kernels, &store, t / per_block);
+    kernels->quantize_q8(x, op->width, &block, t % per_block);
 }
 
 static void run_row(const lc_program *p, const lc_op *op, int t) {

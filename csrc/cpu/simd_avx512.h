@@ -5,6 +5,7 @@
 #include <immintrin.h>
 #include <stdint.h>
 
+#define READ_ALONG /* see matvec_along.h */
 #define INLINE static inline __attribute__((always_inline))
 
 enum { TILE_ROWS = 16, CODE_BIAS = 128 };

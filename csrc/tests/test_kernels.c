@@ -158,8 +158,9 @@ static void test_float_dots(const lc_kernels *k) {
 static lc_q8_store rounded(const lc_kernels *k, const float *x, int n_tokens, int n) {
     lc_q8_store store = {take(lc_q8_bytes(k, n_tokens, n)), n_tokens, n};
     for (int t = 0; t < n_tokens; t++) {
-        const lc_q8_block block = lc_q8_block_at(k, &store, t / k->tile_tokens);
-        k->quantize_q8(x + (size_t)t * (size_t)n, n, &block, t % k->tile_tokens);
+        const int per_block = lc_q8_block_tokens(k, &store);
+        const lc_q8_block block = lc_q8_block_at(k, &store, t / per_block);
+        k->quantize_q8(x + (size_t)t * (size_t)n, n, &block, t % per_block);
     }
     return store;
 }
@@ -170,7 +171,7 @@ static void test_quantize_q8(const lc_kernels *k) {
     for (int i = 0; i < N; i++) x[i] = i < 32 ? 0 : i < 64 ? (float)(i - 48) * 0.5f : random_float();
     x[100] = 100;
     lc_kernels alone = *k, plain = ref;
-    alone.tile_tokens = plain.tile_tokens = 1;
+    alone.tile_tokens = plain.tile_tokens = alone.few_tokens = plain.few_tokens = 1;
     lc_q8_store a = rounded(&alone, x, 1, N), b = rounded(&plain, x, 1, N);
     const lc_q8_block mine = lc_q8_block_at(&alone, &a, 0), theirs = lc_q8_block_at(&plain, &b, 0);
     CHECK(memcmp(mine.codes, theirs.codes, N) == 0, "%s codes", k->isa);
