@@ -19,7 +19,7 @@ extern "C" {
 /* cffi: begin */
 
 /* Changes whenever anything in this region does; compared when the library is loaded. */
-enum { LC_ABI_VERSION = 3 };
+enum { LC_ABI_VERSION = 4 };
 int32_t lc_abi_version(void);
 
 enum lc_status {
@@ -63,6 +63,13 @@ int32_t lc_dequantize(lc_pool *pool, int32_t type, const uint8_t *blocks, const 
 int32_t lc_quantize_best(lc_pool *pool, int32_t type, const float *weights, int64_t n_weight_rows,
                          int32_t source_type, const uint8_t *source, const int8_t *grid, int64_t n_rows, int64_t n,
                          uint8_t *blocks);
+
+/* What results are measured against. Reads n bytes once, on all threads. */
+int32_t lc_read_memory(lc_pool *pool, const uint8_t *memory, int64_t n);
+/* So many rounds of multiply-adds on registers in every thread; `ops`: how many operations (a multiply and an add are two)
+ * that was, 0 if the instruction set has none of that kind. */
+enum lc_peak { LC_PEAK_INT8 = 0, LC_PEAK_BF16 = 1, LC_PEAK_F32 = 2, LC_PEAK_END = 3 };
+int32_t lc_run_peak(lc_pool *pool, int32_t kind, int64_t rounds, int64_t *ops);
 
 /* A matrix in a block format, [n_out, n_in], its rows one after another. */
 typedef struct lc_weight {

@@ -45,6 +45,7 @@ class Coder:
         device: "auto", or a device that `localcoder devices` lists.
         n_sequences: how many full contexts the KV cache holds, for that many long texts at the same time.
         n_ubatch: most tokens computed in one step.
+        kv_type: format of the KV cache: "f16", or "q8_0" or "q4_0", which take a half or a quarter of its memory.
 
     Attributes:
         path: the file.
@@ -71,6 +72,7 @@ class Coder:
         device: str = "auto",
         n_sequences: int = 1,
         n_ubatch: int = N_UBATCH,
+        kv_type: str = "f16",
     ) -> None:
         with contextlib.ExitStack() as resources:
             self.path = Path(path) if path is not None else resources.enter_context(embedded_model())
@@ -78,7 +80,9 @@ class Coder:
             self._tokenizer = Tokenizer.from_gguf(file)
             backend = open_backend(device, threads)
             resources.callback(backend.close)
-            self._engine = Engine(file, backend, n_ctx=n_ctx, n_sequences=n_sequences, n_ubatch=n_ubatch)
+            self._engine = Engine(
+                file, backend, n_ctx=n_ctx, n_sequences=n_sequences, n_ubatch=n_ubatch, kv_type=kv_type
+            )
             resources.callback(self._engine.close)
             self._resources = resources.pop_all()
         self._closed = False

@@ -19,6 +19,7 @@
 #define LC_KERNEL_TABLE_H
 
 #include "formats.h"
+#include "localcoder.h"
 
 enum {
     LC_GROUP = 32,           /* activations that share a scale */
@@ -87,6 +88,9 @@ typedef void (*lc_float_tile_fn)(const uint8_t *rows, size_t row_bytes, int n_ro
 typedef bool (*lc_search_fn)(const float *x, int64_t n, const float *w, int64_t w_blocks, int64_t first,
                              uint8_t *blocks);
 
+/* So many rounds of multiply-adds on registers, of one kind; returns the number of operations. */
+typedef int64_t (*lc_peak_fn)(int64_t rounds);
+
 typedef struct lc_kernels {
     const char *isa;
     int tile_rows;
@@ -101,6 +105,8 @@ typedef struct lc_kernels {
     lc_matvec_fn matvec[LC_TYPE_END];           /* NULL: tiles of one token */
     lc_float_tile_fn dot_f32, dot_f16, dot_bf16;
     lc_search_fn search[LC_TYPE_END]; /* NULL: there is no search for this format */
+
+    lc_peak_fn peak[LC_PEAK_END];     /* by enum lc_peak; NULL: no such instruction */
 
     /* out = x / sqrt(mean(x²) + eps) · weight: squares summed in 8 lanes of double (as 16 lanes), 1 / sqrt(sum / n + eps) in
      * double, rounded to float; out = (x · that) · weight */

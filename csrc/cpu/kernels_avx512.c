@@ -5,6 +5,7 @@
 
 #include "simd_avx512.h"
 #include "block_kernels.h"
+#include "peaks.h"
 
 enum { TILE_TOKENS = 12 };
 
@@ -345,6 +346,7 @@ void lc_kernels_avx512(lc_kernels *table) {
     table->tile[2] = tile_32_min;
     table->tile[3] = tile_16_min;
     USE_FORMATS
+    USE_PEAKS
     table->dot_f32 = dot_f32;
     table->dot_f16 = dot_f16;
     table->dot_bf16 = dot_bf16;

@@ -2,6 +2,7 @@
 #include "half.h"
 #include "simd_neon.h"
 #include "block_kernels.h"
+#include "peaks.h"
 
 enum { TILE_TOKENS = 8 };
 
@@ -221,6 +222,7 @@ void lc_kernels_neon(lc_kernels *table) {
     table->tile[2] = tile_32_min;
     table->tile[3] = tile_16_min;
     USE_FORMATS
+    USE_PEAKS
     table->dot_f32 = dot_f32;
     table->dot_f16 = dot_f16;
     table->dot_bf16 = dot_bf16;

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from localcoder.errors import FileError, OptionError
+from localcoder.model.kv_types import KV_TYPES
 from localcoder.session.options import GenerationOptions, Range
 
 if TYPE_CHECKING:
@@ -25,6 +26,9 @@ model_option = click.option(
 )  # fmt: skip
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 threads_option = click.option("--threads", type=int, help="Threads to compute with.  [default: the cores at hand]")
+kv_type_option = click.option(
+    "--kv-type", type=click.Choice(KV_TYPES), default=KV_TYPES[0], show_default=True, help="Type of the KV cache."
+)  # fmt: skip
 device_option = click.option("--device", default="auto", help="What to compute on; see `localcoder devices`.")
 
 

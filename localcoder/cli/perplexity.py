@@ -14,6 +14,7 @@ from localcoder.cli.common import (
     device_option,
     echo_json,
     json_option,
+    kv_type_option,
     open_coder,
     read_text,
     step_progress,
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     "--plot", type=click.Path(path_type=Path), metavar="OUT.png|svg",
     help="Draw size against KL divergence of all FILEs.",
 )  # fmt: skip
+@kv_type_option
 @threads_option
 @device_option
 @json_option
@@ -56,6 +58,7 @@ def perplexity(
     kl_base: Path | None,
     save_logits: Path | None,
     plot: Path | None,
+    kv_type: str,
     threads: int | None,
     device: str,
     as_json: bool,
@@ -80,7 +83,7 @@ def perplexity(
     with contextlib.ExitStack() as stack:
 
         def opened(path: Path) -> Coder:
-            return stack.enter_context(open_coder(path, n_ctx=n_ctx, threads=threads, device=device))
+            return stack.enter_context(open_coder(path, n_ctx=n_ctx, threads=threads, device=device, kv_type=kv_type))
 
         coders = [opened(path) for path in models]
         texts = [_cut(coder, text, n_ctx) for coder in coders]

@@ -9,14 +9,13 @@ from typing import Any
 
 import click
 
-from localcoder.cli.common import echo_json, json_option, threads_option
+from localcoder.cli.common import echo_json, json_option, kv_type_option, threads_option
 from localcoder.convert.config import ModelConfig, read_config
 from localcoder.convert.family import FAMILY
 from localcoder.convert.recipes import ALL, recipe_by_name
 from localcoder.errors import CheckpointError, OptionError, printable
 from localcoder.files.json_reader import read_json
 from localcoder.measure.plan import (
-    KV_TYPES,
     Forecast,
     PlannedModel,
     advice,
@@ -40,9 +39,7 @@ DEFAULT_CTX = 4096
 @click.option(
     "--n-ctx", type=int, help=f"Positions of the context.  [default: {DEFAULT_CTX}, or what it was trained for]"
 )
-@click.option(
-    "--kv-type", type=click.Choice(KV_TYPES), default=KV_TYPES[0], show_default=True, help="Type of the KV cache."
-)
+@kv_type_option
 @click.option("--ram", metavar="SIZE", help="Memory that it may take, such as 16GiB, 8GB or 8G.")
 @click.option("--vram", metavar="SIZE", help="Memory of a GPU that it may take.")
 @threads_option

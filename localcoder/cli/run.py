@@ -17,6 +17,7 @@ from localcoder.cli.common import (
     generation_options,
     given,
     json_option,
+    kv_type_option,
     model_option,
     open_coder,
     threads_option,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 @generation_options
 @threads_option
 @device_option
+@kv_type_option
 @click.option("--n-ctx", type=int, help="Positions of the context.  [default: what the model was trained for]")
 @json_option
 def run(
@@ -41,6 +43,7 @@ def run(
     model: Path | None,
     threads: int | None,
     device: str,
+    kv_type: str,
     n_ctx: int | None,
     as_json: bool,
     **options: Any,
@@ -54,7 +57,7 @@ def run(
     interactive = prompt is None and sys.stdin.isatty()
     if not interactive:
         prompt = _prompt_text(prompt)
-    with open_coder(model, n_ctx=n_ctx, threads=threads, device=device) as coder:
+    with open_coder(model, n_ctx=n_ctx, threads=threads, device=device, kv_type=kv_type) as coder:
         if prompt is None:
             _prompt_loop(coder, as_json, given(options))
         else:

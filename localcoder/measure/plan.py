@@ -27,10 +27,10 @@ from localcoder.errors import OptionError
 from localcoder.files.gguf_reader import GGUFFile
 from localcoder.model.engine import N_UBATCH, PAGE_SIZE
 from localcoder.model.hyperparameters import Hyperparameters, read_hyperparameters
+from localcoder.model.kv_types import KV_TYPES
 from localcoder.model.llama import LayerWeights, Weights, record
 from localcoder.quants import QuantTensor, QuantType, by_name
 
-KV_TYPES = ("f16", "q8_0", "q4_0")  # the largest first
 CONTEXT_STEP = 256
 _TOKENIZER_BYTES = 730  # per token of the vocabulary: Python's lists, the merges, the tokenizers library
 _VOCABULARY_FILE_BYTES = 36  # per token, in the file's metadata

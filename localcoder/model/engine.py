@@ -19,6 +19,7 @@ from localcoder.files.gguf_reader import GGUFFile
 from localcoder.model.hyperparameters import read_hyperparameters
 from localcoder.model.kv_cache import PagedKV, SequencePages
 from localcoder.model.llama import bind_weights, record
+from localcoder.quants import by_name
 from localcoder.quants.spec import Float32
 
 PAGE_SIZE = 64
@@ -71,6 +72,10 @@ class Engine:
             self.notes.append(f"n_ctx {self.n_ctx} is beyond the {hp.n_ctx_train} positions the model was trained for")
         if n_ubatch < 1 or n_sequences < 1:
             raise OptionError(f"n_ubatch ({n_ubatch}) and n_sequences ({n_sequences}) must be at least 1")
+        self.kv_type = kv_type
+        block = by_name(kv_type).block_elems
+        if hp.head_dim % block:
+            raise OptionError(f"a KV cache in {kv_type} needs heads of a multiple of {block} values, not {hp.head_dim}")
         self.n_ubatch = min(n_ubatch, self.n_ctx * n_sequences)
         program = record(hp, bind_weights(file, hp), n_ctx=self.n_ctx, page_size=PAGE_SIZE, kv_type=kv_type)
         n_pages = n_sequences * -(-self.n_ctx // PAGE_SIZE)

@@ -67,6 +67,16 @@ class SequencePages:
         while len(self.pages) * size < self.n_past + n_tokens:
             self.pages.append(self._kv.take())
 
+    def repeat(self, n_past: int) -> None:
+        """Goes on to `n_past` positions with copies of the pages that are there: a long past without computing it, for
+        measuring speed."""
+        n_pages, size = len(self.pages), self._kv.page_size
+        assert self.n_past == n_pages * size, "only whole pages can be repeated"
+        self.reserve(n_past - self.n_past)
+        for i, page in enumerate(self.pages[n_pages:]):
+            self._kv.store.copy_page(self.pages[i % n_pages], page)
+        self.n_past = n_past
+
     def trim(self, n_past: int) -> None:
         """Forgets every position from `n_past` on."""
         assert 0 <= n_past <= self.n_past

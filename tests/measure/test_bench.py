@@ -14,7 +14,7 @@ from localcoder.measure.machine import this_machine
 
 def test_what_is_run():
     engine = CountingEngine(n_ctx=64, n_ubatch=64)
-    results = list(bench(engine, n_prefill=32, n_decode=5, repetitions=2))
+    results = list(bench(engine, prefills=[32], n_decode=5, repetitions=2))
     assert [r.test for r in results] == ["pp32", "tg5"]
     assert all(len(r.samples) == 2 and min(r.samples) > 0 for r in results)
     assert all(min(r.samples) <= r.tokens_per_second <= max(r.samples) for r in results)
@@ -24,7 +24,7 @@ def test_what_is_run():
 
 @pytest.mark.parametrize(("p", "n", "tests"), [(8, 0, ["pp8"]), (0, 4, ["tg4"])])
 def test_a_length_of_0_leaves_a_test_out(p, n, tests):
-    assert [r.test for r in bench(CountingEngine(), n_prefill=p, n_decode=n, repetitions=1)] == tests
+    assert [r.test for r in bench(CountingEngine(), prefills=[p], n_decode=n, repetitions=1)] == tests
 
 
 def test_the_machine_has_a_name():

@@ -65,6 +65,20 @@ class CBackend(Backend):
         """Whether blocks of `qtype` have kernels of their own; else plain C unpacks them ("reference speed")."""
         return bool(self._lib.lc_pool_has_kernel(self.pool, qtype.gguf_id))
 
+    def read_memory(self, memory: Bytes) -> None:
+        """Reads `memory` once on all threads, as fast as it goes."""
+        self.check(self._lib.lc_read_memory(self.pool, self._ffi.from_buffer("uint8_t[]", memory), memory.nbytes))
+
+    def run_peak(self, kind: str, rounds: int) -> int:
+        """Multiply-adds of `kind` ("int8", "bf16" or "f32") on the registers of all threads.
+
+        Returns:
+            how many operations that was; 0 if the instruction set has none of the kind.
+        """
+        ops = self._ffi.new("int64_t *")
+        self.check(self._lib.lc_run_peak(self.pool, getattr(self._lib, f"LC_PEAK_{kind.upper()}"), rounds, ops))
+        return int(ops[0])
+
     def new_kv_store(self, shape: KVShape, n_pages: int) -> KVStore:
         return HostKVStore(shape, n_pages, by_name(shape.kv_type).row_bytes(shape.head_dim))
 
