@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         TokenizerError,
     )
     from localcoder.session.generation import Completion, Timings
+    from localcoder.session.infill import InfillRequest
     from localcoder.session.options import GenerationOptions
 
     __version__: str
@@ -40,6 +41,7 @@ __all__ = [
     "FileError",
     "GGUFError",
     "GenerationOptions",
+    "InfillRequest",
     "LocalcoderError",
     "ModelError",
     "NumericsError",
@@ -54,6 +56,7 @@ _HOMES = {  # imported when first asked for, so that `import localcoder` costs n
     "Coder": "localcoder.coder",
     "Completion": "localcoder.session.generation",
     "GenerationOptions": "localcoder.session.options",
+    "InfillRequest": "localcoder.session.infill",
     "Timings": "localcoder.session.generation",
 }
 

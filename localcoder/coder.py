@@ -7,19 +7,21 @@ import importlib.resources
 import logging
 import operator
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import fields
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from localcoder.assist.hygiene import ALL_RULES, Rules, Scope
 from localcoder.backends.select import open_backend
 from localcoder.errors import FileError, OptionError
 from localcoder.files.gguf_reader import GGUFFile
 from localcoder.model.engine import N_UBATCH, Engine
 from localcoder.quants.spec import Float32
 from localcoder.session.generation import Completion, Generation
+from localcoder.session.infill import Infill, InfillRequest
 from localcoder.session.options import GenerationArguments, GenerationOptions
 from localcoder.session.pool import SessionPool
 from localcoder.tokenizer.tokenizer import Tokenizer
@@ -28,6 +30,9 @@ if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
 log = logging.getLogger("localcoder")
+INSTRUCT_NOTE = (
+    "this model was tuned to answer instructions, which unlearns infilling: a base model fits better into a hole"
+)
 
 EMBEDDED_MODEL = "python-9m.gguf"
 
@@ -138,12 +143,65 @@ class Coder:
 
     def start(self, prompt: str, **options: Unpack[GenerationArguments]) -> Generation:
         """A generation that has not begun: iterate over it for the text, then see its `completion`."""
-        unknown = set(options) - {spec.name for spec in fields(GenerationOptions)}
-        if unknown:
-            raise OptionError(f"unknown option {', '.join(sorted(unknown))}; see localcoder.GenerationOptions")
+        checked = _checked(options)
         self._require_open()
         tokens = self._tokenizer.tokenize(prompt)
-        return Generation(self._pool.lend, self._tokenizer, self.n_vocab, tokens, GenerationOptions(**options))
+        return Generation(self._pool.lend, self._tokenizer, self.n_vocab, tokens, checked)
+
+    def infill(
+        self,
+        prefix: str,
+        suffix: str = "",
+        *,
+        path: str | None = None,
+        extra_files: Mapping[str, str] | None = None,
+        scope: Scope | None = None,
+        rules: Rules = ALL_RULES,
+        **options: Unpack[GenerationArguments],
+    ) -> str:
+        """The text that belongs between `prefix` and `suffix`; "" where the model has nothing to say.
+
+        What does not fit into the context is left out by importance: near the hole first, whole lines, imports and the
+        headers of what encloses the hole kept.
+
+        Args:
+            prefix, suffix: text before and after the hole. What spells a special token stays text.
+            path: the file's name, which tells what a comment looks like.
+            extra_files: other files of the repository, text by path, the most important last.
+            scope: how much is wanted at most: "line", "block" (up to the next line that is indented less) or "function"
+                (up to the end of the enclosing one); None: until the model ends its text.
+            rules: which rules tidy the result; `localcoder.assist.hygiene.Rules` has them.
+            options: as for `complete`.
+
+        Raises:
+            ModelError: the model was not trained to infill.
+            OptionError: an option out of its range, or unknown.
+            ContextLengthError: max_tokens leaves no room for a prompt.
+
+        Example:
+            >>> with Coder() as coder:
+            ...     middle = coder.infill("def area(r):\\n    return ", "\\n", scope="line", max_tokens=12)
+            >>> "\\n" in middle
+            False
+        """
+        request = InfillRequest(prefix, suffix, path, extra_files or {}, scope, rules)
+        return self.start_infill(request, **options).run().text
+
+    def start_infill(self, request: InfillRequest, **options: Unpack[GenerationArguments]) -> Infill:
+        """An infill that has not begun: see its `context`, and `run` it for the completion.
+
+        Example:
+            >>> from localcoder import InfillRequest
+            >>> with Coder() as coder:
+            ...     done = coder.start_infill(InfillRequest("import os\\n", "\\nprint(path)\\n"), max_tokens=4).run()
+            >>> done.n_tokens <= 4
+            True
+        """
+        checked = _checked(options)
+        self._require_open()
+        if self._tokenizer.is_instruct:
+            log.warning("%s: %s", self.path.name, INSTRUCT_NOTE)
+        return Infill(request, self._pool.lend, self._tokenizer, self.n_vocab, self.n_ctx, checked)
 
     def tokenize(self, text: str, *, bos: bool | None = None, parse_special: bool = False) -> list[int]:
         """Token ids of a text.
@@ -221,6 +279,13 @@ class Coder:
     def _require_open(self) -> None:
         if self._closed:
             raise OptionError(f"the Coder of {self.path.name} is closed")
+
+
+def _checked(options: GenerationArguments) -> GenerationOptions:
+    unknown = set(options) - {spec.name for spec in fields(GenerationOptions)}
+    if unknown:
+        raise OptionError(f"unknown option {', '.join(sorted(unknown))}; see localcoder.GenerationOptions")
+    return GenerationOptions(**options)
 
 
 def embedded_model() -> AbstractContextManager[Path]:

@@ -14,6 +14,7 @@ ROOMS = {
     "quants": 1,
     "files": 2,
     "tokenizer": 2,
+    "assist": 3,
     "backends": 3,
     "convert": 4,
     "model": 4,

@@ -36,6 +36,9 @@ def write_tiny_model(
     rope_factor: float = 4.0,
     seed: int = 0,
     scale: float = 1.0,
+    name: str = "",
+    special_tokens: bool = True,
+    chat_template: str = "",
 ) -> Path:
     """A model of random weights whose vocabulary is the 256 bytes, the family's special tokens, and padding."""
     rng = np.random.default_rng(seed)
@@ -55,7 +58,11 @@ def write_tiny_model(
     writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
     writer.add_rope_scaling_factor(rope_factor)
     writer.add_layer_norm_rms_eps(1e-6)
-    _add_byte_tokenizer(writer, n_vocab)
+    if name:
+        writer.add_name(name)
+    if chat_template:
+        writer.add_chat_template(chat_template)
+    _add_byte_tokenizer(writer, n_vocab, SPECIAL_TOKENS if special_tokens else SPECIAL_TOKENS[:2])
 
     def vector(name: str, n: int) -> None:
         writer.add_tensor(name, (1 + 0.1 * rng.standard_normal(n)).astype(np.float32))
@@ -100,9 +107,9 @@ SPECIAL_TOKENS = [
 ]
 
 
-def _add_byte_tokenizer(writer: gguf.GGUFWriter, n_vocab: int) -> None:
-    tokens = byte_alphabet() + SPECIAL_TOKENS
-    kinds = [gguf.TokenType.NORMAL] * BYTE_TOKENS + [gguf.TokenType.CONTROL] * len(SPECIAL_TOKENS)
+def _add_byte_tokenizer(writer: gguf.GGUFWriter, n_vocab: int, special: list[str]) -> None:
+    tokens = byte_alphabet() + special
+    kinds = [gguf.TokenType.NORMAL] * BYTE_TOKENS + [gguf.TokenType.CONTROL] * len(special)
     n_pad = n_vocab - len(tokens)
     tokens += [f"[PAD{len(tokens) + i}]" for i in range(n_pad)]
     kinds += [gguf.TokenType.UNUSED] * n_pad
@@ -111,10 +118,7 @@ def _add_byte_tokenizer(writer: gguf.GGUFWriter, n_vocab: int) -> None:
     writer.add_token_list(tokens)
     writer.add_token_types(kinds)
     writer.add_token_merges([])
-    writer.add_bos_token_id(BYTE_TOKENS)
-    writer.add_eos_token_id(BYTE_TOKENS + 1)
-    writer.add_uint32("tokenizer.ggml.fim_suf_token_id", BYTE_TOKENS + 2)
-    writer.add_uint32("tokenizer.ggml.fim_pre_token_id", BYTE_TOKENS + 3)
-    writer.add_uint32("tokenizer.ggml.fim_mid_token_id", BYTE_TOKENS + 4)
-    writer.add_eot_token_id(BYTE_TOKENS + 8)
+    for i, role in enumerate(["bos", "eos", "fim_suf", "fim_pre", "fim_mid", "", "", "", "eot"][: len(special)]):
+        if role:
+            writer.add_uint32(f"tokenizer.ggml.{role}_token_id", BYTE_TOKENS + i)
     writer.add_add_bos_token(True)

@@ -30,6 +30,9 @@ kv_type_option = click.option(
     "--kv-type", type=click.Choice(KV_TYPES), default=KV_TYPES[0], show_default=True, help="Type of the KV cache."
 )  # fmt: skip
 device_option = click.option("--device", default="auto", help="What to compute on; see `localcoder devices`.")
+n_ctx_option = click.option(
+    "--n-ctx", type=int, help="Positions of the context.  [default: what the model was trained for]"
+)
 
 
 def generation_options(command: Decorated) -> Decorated:

@@ -24,6 +24,7 @@ from localcoder.errors import LocalcoderError
 # The help is repeated from the commands (a test compares them), so that `localcoder --help` imports none of them.
 COMMANDS = {
     "run": "Complete a prompt.",
+    "complete": "Complete the code at a place in a file.",
     "convert": "Convert a Hugging Face checkpoint into a GGUF file.",
     "quantize": "Quantize a GGUF file.",
     "doctor": "Find and repair what makes a model file talk nonsense.",

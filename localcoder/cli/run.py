@@ -19,10 +19,12 @@ from localcoder.cli.common import (
     json_option,
     kv_type_option,
     model_option,
+    n_ctx_option,
     open_coder,
     threads_option,
 )
 from localcoder.cli.messages import show_error
+from localcoder.cli.source import visible
 from localcoder.errors import LocalcoderError, OptionError
 
 if TYPE_CHECKING:
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
 @threads_option
 @device_option
 @kv_type_option
-@click.option("--n-ctx", type=int, help="Positions of the context.  [default: what the model was trained for]")
+@n_ctx_option
 @json_option
 def run(
     words: tuple[str, ...],
@@ -90,19 +92,12 @@ def _complete(coder: Coder, prompt: str, as_json: bool, options: dict[str, Any])
     try:
         for piece in generation:
             if not as_json:
-                click.echo(_visible(piece) if on_terminal else piece, nl=False)
+                click.echo(visible(piece) if on_terminal else piece, nl=False)
     finally:
         if as_json:
             echo_json({"model": str(coder.path), **asdict(generation.completion)})
         elif on_terminal and not generation.completion.text.endswith("\n"):
             click.echo()
-
-
-def _visible(text: str) -> str:
-    """Text without the control characters that could drive a terminal."""
-    return "".join(
-        c if (c >= " " and not "\x7f" <= c < "\xa0") or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text
-    )
 
 
 def _prompt_loop(coder: Coder, as_json: bool, options: dict[str, Any]) -> None:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
+from localcoder.session.constraint import Edges
 from localcoder.session.options import GenerationOptions
-from localcoder.session.sampler import Sampler
+from localcoder.session.sampler import Sampler, logprobs
 from localcoder.session.session import Session
 from localcoder.tokenizer.tokenizer import StreamDecoder, Tokenizer
 
@@ -98,6 +99,9 @@ class Generation:
         lend: gives a session for a `with` block, which lasts as long as the iteration.
         n_vocab: rows of the model's output.
         prompt: token ids, BOS included where the model wants it.
+        begun: token ids with which the answer begins, though perhaps as the first part of one longer token; the text
+            leaves them out.
+        after: bytes that the text is made to end with, where the model ends it.
     """
 
     def __init__(
@@ -107,11 +111,15 @@ class Generation:
         n_vocab: int,
         prompt: Sequence[int],
         options: GenerationOptions,
+        *,
+        begun: Sequence[int] = (),
+        after: bytes = b"",
     ) -> None:
         self._lend = lend
         self._tokenizer = tokenizer
         self._prompt = prompt
         self._options = options
+        self._begun, self._after = begun, after
         self._sampler = Sampler(options, np.flatnonzero(tokenizer.unsampleable(n_vocab)).tolist())
         self._finish_reason: FinishReason | None = None
         self._text: list[str] = []
@@ -119,10 +127,10 @@ class Generation:
         self._n_ends = 0
         self._n_prefill = 0
 
-    def __iter__(self) -> Iterator[str]:
+    def __iter__(self) -> Generator[str, None, None]:
         decoder = StreamDecoder(self._tokenizer)
         stops = StopStrings(self._options.stop)
-        for token in self._timed_tokens():
+        for token in self._timed_tokens(decoder):
             piece = stops.feed(decoder.feed([token]))
             if piece:
                 self._text.append(piece)
@@ -138,13 +146,16 @@ class Generation:
         if stops.found:
             self._finish_reason = "stop"
 
-    def _timed_tokens(self) -> Iterator[int]:
+    def _timed_tokens(self, decoder: StreamDecoder) -> Iterator[int]:
         stop_ids = self._tokenizer.stop_ids
-        max_tokens = self._options.max_tokens
         with self._lend(self._prompt) as session:
             n_before = session.n_evaluated
             self._times = [time.perf_counter()]
-            for token in session.generate(self._prompt, self._sampler, max_tokens=max_tokens, stop_ids=stop_ids):
+            prompt, longer = self._open(session, decoder)
+            edges = Edges(self._tokenizer, longer, self._after, stop_ids) if longer or self._after else None
+            for token in session.generate(
+                prompt, self._sampler, max_tokens=self._options.max_tokens, stop_ids=stop_ids, constraint=edges
+            ):
                 self._times.append(time.perf_counter())
                 if len(self._times) == 2:
                     self._n_prefill = session.n_evaluated - n_before
@@ -152,6 +163,25 @@ class Generation:
                     self._n_ends += 1
                 else:
                     yield token
+
+    def _open(self, session: Session, decoder: StreamDecoder) -> tuple[Sequence[int], Sequence[int]]:
+        """Decides whether the answer begins with `begun` as it is, or with one token that is longer.
+
+        Returns:
+            The prompt, and the ids of the longer tokens if it is one of them.
+        """
+        if not self._begun:
+            return self._prompt, ()
+        start = b"".join(map(self._tokenizer.token_bytes, self._begun))
+        longer = [
+            i for i in self._tokenizer.index.beginning_with(start) if len(self._tokenizer.token_bytes(i)) > len(start)
+        ]
+        rows = logprobs(session.continue_with(self._prompt, self._begun))
+        as_it_is = float(rows[np.arange(len(self._begun)), self._begun].sum())
+        if not longer or np.logaddexp.reduce(rows[0, longer]) < as_it_is:
+            return [*self._prompt, *self._begun], ()
+        decoder.skip(len(start))
+        return self._prompt, longer
 
     @property
     def completion(self) -> Completion:

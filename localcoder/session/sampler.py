@@ -15,9 +15,11 @@ from numpy.typing import NDArray
 
 from localcoder.errors import NumericsError
 from localcoder.quants.spec import Float32
+from localcoder.session.constraint import Constraint
 from localcoder.session.options import SamplingOptions
 
 Ids = NDArray[np.intp]
+Float64 = NDArray[np.float64]
 _HEAD = 256  # a nucleus is nearly always smaller than this
 _BISECTIONS = 10
 _DRAW_BLOCK = 256
@@ -103,6 +105,12 @@ def penalize_repeats(logits: Float32, recent: Sequence[int], penalty: float) -> 
     return weakened
 
 
+def logprobs(logits: Float32) -> Float64:
+    """Logarithms of the probabilities at temperature 1: float64 of the shape of `logits` [..., n_vocab]."""
+    shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+
+
 def draw(c: Candidates, temperature: float, u: float) -> int:
     """The id in which the distribution softmax(logits / temperature) reaches u, 0 <= u < 1."""
     top = c.logits.max()
@@ -136,8 +144,9 @@ class Sampler:
         self.seed = secrets.randbits(32) if options.seed is None else int(options.seed)
         self._random = np.random.default_rng(self.seed)
 
-    def sample(self, logits: Float32, history: Sequence[int]) -> int:
-        """The next token after `history` (prompt and what was generated), from logits float32 [n_vocab].
+    def sample(self, logits: Float32, history: Sequence[int], constraint: Constraint | None = None) -> int:
+        """The next token after `history` (prompt and what was generated), from logits float32 [n_vocab], among those
+        that `constraint` leaves.
 
         Raises:
             NumericsError: a logit is NaN or infinite.
@@ -150,6 +159,8 @@ class Sampler:
         if len(self._forbidden):
             logits = logits.copy()
             logits[self._forbidden] = -np.inf
+        if constraint is not None:
+            logits = constraint.restrict(logits)
         if o.temperature == 0:
             return int(logits.argmax())
         if len(self._all_ids) != len(logits):

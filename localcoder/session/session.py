@@ -17,6 +17,7 @@ from localcoder.model.engine import Chunk, Engine
 from localcoder.quants.spec import Float32
 
 if TYPE_CHECKING:
+    from localcoder.session.constraint import Constraint
     from localcoder.session.sampler import Sampler
 
 
@@ -66,7 +67,7 @@ class Session:
         if n_kept == len(tokens) == self._sequence.n_past and self._logits is not None:
             return self._logits
         self._trim(min(n_kept, len(tokens) - 1))
-        return self._evaluate(tokens[self._sequence.n_past :])
+        return self._evaluate(tokens[self._sequence.n_past :])[0]
 
     def generate(
         self,
@@ -75,6 +76,7 @@ class Session:
         *,
         max_tokens: int | None = None,
         stop_ids: Collection[int] = (),
+        constraint: Constraint | None = None,
     ) -> Iterator[int]:
         """Yields tokens that continue `prompt`, until one of `stop_ids` (which is yielded, too), `max_tokens`, or a
         full context. A token is computed only when the next one is asked for.
@@ -88,13 +90,28 @@ class Session:
         if max_tokens is not None:
             n_left = min(n_left, max_tokens)
         while True:
-            token = sampler.sample(logits, history)
+            token = sampler.sample(logits, history, constraint)
             history.append(token)
+            if constraint is not None:
+                constraint.accept(token)
             yield token
             n_left -= 1
             if token in stop_ids or n_left <= 0:
                 return
-            logits = self._evaluate([token])
+            logits = self._evaluate([token])[0]
+
+    def continue_with(self, prompt: Sequence[int], tokens: Sequence[int]) -> Float32:
+        """Makes `prompt` and then `tokens` (at least one each) the timeline.
+
+        Returns:
+            The logits after the prompt and after each of the tokens, float32 [1 + n_tokens, n_vocab].
+
+        Raises:
+            As `sync`.
+        """
+        self._check([*prompt, *tokens])
+        after_prompt = self.sync(prompt)
+        return np.concatenate([after_prompt[None], self._evaluate(tokens, len(tokens))])
 
     def score(self, tokens: Sequence[int]) -> Float32:
         """Computes `tokens` afresh; returns the logits after each of them, float32 [n_tokens, n_vocab].
@@ -131,19 +148,25 @@ class Session:
         self._sequence.trim(n_past)
         del self._tokens[n_past:]
 
-    def _evaluate(self, tokens: Sequence[int]) -> Float32:
-        """Appends tokens (at least one) step by step, so that an interruption keeps the steps that are done."""
+    def _evaluate(self, tokens: Sequence[int], n_logits: int = 1) -> Float32:
+        """Appends tokens (at least one) step by step, so that an interruption keeps the steps that are done.
+
+        Returns:
+            The logits after each of the last `n_logits` tokens.
+        """
         self._logits = None
-        logits = np.empty((0, 0), np.float32)
+        pieces = []
         step = self._engine.n_ubatch
         for at in range(0, len(tokens), step):
             piece = tokens[at : at + step]
             del self._tokens[self._sequence.n_past :]
             self._tokens += piece  # first: if the step is interrupted, n_past says that they do not count
-            logits = self._step(Chunk(self._sequence, _ids(piece), n_logits=int(at + step >= len(tokens))))
+            wanted = min(max(at + len(piece) - (len(tokens) - n_logits), 0), len(piece))
+            pieces.append(self._step(Chunk(self._sequence, _ids(piece), wanted)))
             self.n_evaluated += len(piece)
-        self._logits = logits[0]
-        return self._logits
+        logits = np.concatenate(pieces) if len(pieces) > 1 else pieces[0]
+        self._logits = logits[-1]
+        return logits
 
     def _step(self, chunk: Chunk) -> Float32:
         while True:

@@ -120,7 +120,7 @@ def _add_bos(file: MetadataReader) -> Iterator[Fault]:
 
 def _chat_template(file: MetadataReader) -> Iterator[Fault]:
     template = file.get_str(_TEMPLATE, "")
-    if not _is_instruct(file):
+    if not is_instruct(file):
         return
     changes = {_TEMPLATE: FAMILY_TEMPLATE}
     harm = "programs that chat put the conversation in a form that the model was not trained on"
@@ -134,7 +134,7 @@ def _chat_template(file: MetadataReader) -> Iterator[Fault]:
         yield Fault("chat-template", f"the chat template {found}", harm, None, changes)
 
 
-def _is_instruct(file: MetadataReader) -> bool:
+def is_instruct(file: MetadataReader) -> bool:
     """By its name, or because answers end with the instruct models' own token."""
     names = (file.metadata.get(f"general.{key}", "") for key in ("name", "basename", "finetune"))
     eot = SPECIAL_ROLES["eot"][1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import functools
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,8 +14,9 @@ import numpy as np
 from localcoder.errors import TokenizerError
 from localcoder.faults import examine, notes_of
 from localcoder.tokenizer.byte_level import bytes_of
-from localcoder.tokenizer.faults import VOCABULARY_RULES
+from localcoder.tokenizer.faults import VOCABULARY_RULES, is_instruct
 from localcoder.tokenizer.splits import make_pre_tokenizer
+from localcoder.tokenizer.token_index import TokenIndex
 from localcoder.tokenizer.vocabulary import SPECIAL_ROLES, MetadataReader, TokenType, Vocabulary, read_vocabulary
 
 if TYPE_CHECKING:
@@ -31,10 +33,13 @@ class Tokenizer:
         stop_ids: ids that end a generation, whichever of them the model was trained to emit.
         add_bos: whether text starts with BOS unless `tokenize` is told otherwise.
         chat_template: Jinja source, or None.
+        is_instruct: whether the file's model was tuned to answer instructions.
         notes: what was assumed about the file or is probably wrong in it, one line each.
     """
 
-    def __init__(self, vocabulary: Vocabulary, *, name: str = "tokenizer", notes: Sequence[str] = ()) -> None:
+    def __init__(
+        self, vocabulary: Vocabulary, *, name: str = "tokenizer", notes: Sequence[str] = (), is_instruct: bool = False
+    ) -> None:
         special = vocabulary.special_ids
         self.name = name
         self.bos_id, self.eos_id, self.eot_id = special["bos"], special["eos"], special["eot"]
@@ -42,6 +47,7 @@ class Tokenizer:
         self.fim_middle_id = special["fim_middle"]
         self.add_bos = vocabulary.add_bos
         self.chat_template = vocabulary.chat_template
+        self.is_instruct = is_instruct
         self.notes = list(notes)
         self._tokens, self._types, self._ids = vocabulary.tokens, vocabulary.types, vocabulary.ids
         self.n_vocab = len(self._tokens)
@@ -66,7 +72,13 @@ class Tokenizer:
             TokenizerError: the metadata do not make a vocabulary of this family.
         """
         completed, faults = examine(file, VOCABULARY_RULES)
-        return cls(read_vocabulary(completed), name=str(file.path), notes=notes_of(faults))
+        name, notes = str(file.path), notes_of(faults)
+        return cls(read_vocabulary(completed), name=name, notes=notes, is_instruct=is_instruct(completed))
+
+    @functools.cached_property
+    def index(self) -> TokenIndex:
+        """The tokens by their bytes; made when first asked for."""
+        return TokenIndex(self)
 
     def unsampleable(self, n_vocab: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
         """bool [n_vocab]: the rows of a model's output that no token stands behind and that must never be sampled."""
@@ -155,11 +167,19 @@ class StreamDecoder:
     def __init__(self, tokenizer: Tokenizer, *, special: bool = False) -> None:
         self._tokenizer = tokenizer
         self._special = special
+        self._n_skipped = 0
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def skip(self, n_bytes: int) -> None:
+        """Leaves out that many bytes of what comes."""
+        self._n_skipped += n_bytes
 
     def feed(self, ids: Iterable[int]) -> str:
         """The text that these ids complete; bytes of an unfinished character are held back."""
-        return self._decoder.decode(b"".join(self._tokenizer._shown_bytes(i, self._special) for i in ids))
+        data = b"".join(self._tokenizer._shown_bytes(i, self._special) for i in ids)
+        n_skipped = min(self._n_skipped, len(data))
+        self._n_skipped -= n_skipped
+        return self._decoder.decode(data[n_skipped:])
 
     def flush(self) -> str:
         """Ends the text: U+FFFD for a character that never was finished, else nothing."""

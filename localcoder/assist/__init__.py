@@ -1,0 +1,1 @@
+"""What is known about source text: what of it a model should see, where a completion ends. Knows no tensors."""

@@ -1,0 +1,107 @@
+"""An infill: a generation between two texts, ended and tidied by the rules of `assist/hygiene.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+
+from localcoder.assist.context import Context, fit
+from localcoder.assist.hygiene import ALL_RULES, Hygiene, Rules, Scope
+from localcoder.errors import ContextLengthError
+from localcoder.session.generation import Completion, Generation
+from localcoder.session.options import GenerationOptions
+from localcoder.session.session import Session
+from localcoder.tokenizer.infill import N_MARKERS, InfillPrompt, infill_prompt, require_infill
+from localcoder.tokenizer.tokenizer import Tokenizer
+
+_ANSWER_SHARE = 4  # at most one in so many positions is kept free for the answer
+_LEAST_PROMPT = 16  # tokens
+
+
+@dataclass(frozen=True)
+class InfillRequest:
+    """What is asked for.
+
+    Attributes:
+        prefix, suffix: text before and after the hole, with "\\n" line ends.
+        path: the file's name, which tells what a comment looks like.
+        extra_files: other files, text by path, the most important last.
+        scope: how much is wanted at most; None: until the model ends its text.
+        rules: which rules tidy the result.
+    """
+
+    prefix: str
+    suffix: str = ""
+    path: str | None = None
+    extra_files: Mapping[str, str] = field(default_factory=dict)
+    scope: Scope | None = None
+    rules: Rules = ALL_RULES
+
+
+class Infill:
+    """One infill, ready to run.
+
+    Attributes:
+        context: what the model gets to see.
+        prompt: its token ids.
+
+    Raises:
+        ModelError: the model cannot infill.
+        OptionError: no such scope.
+        ContextLengthError: the context has no room for a prompt.
+    """
+
+    def __init__(
+        self,
+        request: InfillRequest,
+        lend: Callable[[Sequence[int]], AbstractContextManager[Session]],
+        tokenizer: Tokenizer,
+        n_vocab: int,
+        n_ctx: int,
+        options: GenerationOptions,
+    ) -> None:
+        require_infill(tokenizer)
+        rules = request.rules
+        self.context = _fit(request, tokenizer, n_ctx, options.max_tokens)
+        self.prompt: InfillPrompt = infill_prompt(
+            tokenizer,
+            self.context.prefix,
+            self.context.suffix,
+            path=request.path,
+            extra_files=self.context.files,
+            heal_prefix=rules.heal_prefix,
+            heal_suffix=rules.heal_suffix,
+        )
+        suffix = request.suffix[len(self.prompt.after) :]
+        self._hygiene = Hygiene(request.prefix, suffix, scope=request.scope, path=request.path, rules=rules)
+        ids, begun, after = self.prompt.ids, self.prompt.begun, self.prompt.after.encode()
+        self._generation = Generation(lend, tokenizer, n_vocab, ids, options, begun=begun, after=after)
+
+    def run(self) -> Completion:
+        """The completion, whose text is what belongs into the hole; once only."""
+        raw, is_done = "", False
+        pieces = iter(self._generation)
+        for piece in pieces:
+            raw += piece
+            if self._hygiene.is_done(raw):
+                is_done = True
+                break
+        pieces.close()
+        text, after = self._hygiene.finish(raw), self.prompt.after
+        if after and after in text:
+            text = text[: text.rindex(after)]
+        done = self._generation.completion
+        return replace(done, text=text, finish_reason="stop" if is_done else done.finish_reason)
+
+
+def _fit(request: InfillRequest, tokenizer: Tokenizer, n_ctx: int, max_tokens: int | None) -> Context:
+    def count(text: str) -> int:
+        return len(tokenizer.tokenize(text, bos=False))
+
+    n_answer = min(max_tokens or n_ctx, n_ctx // _ANSWER_SHARE)
+    n_header = count(f"#{request.path}\n") if request.path and request.extra_files else 0
+    budget = n_ctx - n_answer - N_MARKERS - n_header
+    if budget < _LEAST_PROMPT:
+        raise ContextLengthError(f"a context of {n_ctx} has no room for an infill; raise n_ctx")
+    return fit(request.prefix, request.suffix, request.extra_files, budget, count)
