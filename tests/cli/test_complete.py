@@ -140,3 +140,24 @@ def test_options_that_exclude_each_other(cli, model, file):
     for words in (["--json", "--diff"], ["--scope", "page"]):
         assert cli("complete", f"{file}:1", "-m", model, *words).code == 2
     assert "--write needs a file" in cli("complete", ":1", "-m", model, "--write").err
+
+
+def test_the_context_of_a_repository(cli, model, file):
+    (file.parent / "lib").mkdir()
+    (file.parent / "lib/helper.py").write_text("def read_lines(path):\n    return open(path)\n")
+    file.write_text("from lib.helper import read_lines\n" + TEXT)
+    result = cli("complete", f"{file}:6:17", "-m", model, *OPTIONS, "--repo", file.parent, "--show-context")
+    assert result.code == 0
+    assert result.err.splitlines()[0].startswith("lib/helper.py: imported, shares ")
+    (file.parent / "lib/helper.py").unlink()
+    result = cli("complete", f"{file}:6:17", "-m", model, *OPTIONS, "--repo", file.parent, "--show-context")
+    assert result.err.splitlines()[0] == "no related files"
+
+
+@pytest.mark.parametrize(("repo", "message"), [("missing", "is no folder"), ("FOLDER", "is not in")])
+def test_a_wrong_repository(cli, model, file, repo, message):
+    (file.parent / "empty").mkdir()
+    folder = file.parent / "empty" if repo == "FOLDER" else repo
+    result = cli("complete", f"{file}:1", "-m", model, "--repo", folder)
+    assert (result.code, result.out) == (2, "")
+    assert message in result.err
