@@ -7,7 +7,7 @@ import importlib.resources
 import logging
 import operator
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import fields
 from pathlib import Path
@@ -22,8 +22,9 @@ from localcoder.model.engine import N_UBATCH, Engine
 from localcoder.quants.spec import Float32
 from localcoder.session.generation import Completion, Generation
 from localcoder.session.infill import Infill, InfillRequest
-from localcoder.session.options import GenerationArguments, GenerationOptions
+from localcoder.session.options import ANSWER_SHARE, GenerationArguments, GenerationOptions
 from localcoder.session.pool import SessionPool
+from localcoder.tokenizer.chat import Message, chat_prompt, check_messages, fit_history
 from localcoder.tokenizer.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ log = logging.getLogger("localcoder")
 INSTRUCT_NOTE = (
     "this model was tuned to answer instructions, which unlearns infilling: a base model fits better into a hole"
 )
+BASE_NOTE = "this model was not tuned to answer instructions: it may go on with the question instead"
 
 EMBEDDED_MODEL = "python-9m.gguf"
 
@@ -199,9 +201,53 @@ class Coder:
         """
         checked = _checked(options)
         self._require_open()
-        if self._tokenizer.is_instruct:
+        if self.is_instruct:
             log.warning("%s: %s", self.path.name, INSTRUCT_NOTE)
         return Infill(request, self._pool.lend, self._tokenizer, self.n_vocab, self.n_ctx, checked)
+
+    def chat(
+        self, messages: str | Sequence[Message], *, system: str | None = None, **options: Unpack[GenerationArguments]
+    ) -> str:
+        """The model's answer in a conversation, put into the form that it was tuned on.
+
+        If the conversation outgrows the context, its oldest turns are left out, whole ones.
+
+        Args:
+            messages: the user's text, or the conversation: dictionaries of "role" ("system", "user" or "assistant") and
+                "content". What spells a special token stays text.
+            system: the system prompt, put before the messages; None: the template's own.
+            options: as for `complete`.
+
+        Raises:
+            TokenizerError: the file's chat template is broken.
+            OptionError: an option out of its range, or unknown; a message that is none.
+            ContextLengthError: the last message alone is longer than the context.
+
+        Example:
+            >>> with Coder() as coder:
+            ...     answer = coder.chat("Write a function that adds two numbers.", max_tokens=8)
+            >>> isinstance(answer, str)
+            True
+        """
+        generation = self.start_chat(messages, system=system, **options)
+        return "".join(generation)
+
+    def start_chat(
+        self, messages: str | Sequence[Message], *, system: str | None = None, **options: Unpack[GenerationArguments]
+    ) -> Generation:
+        """An answer that has not begun: iterate over it for the text, then see its `completion`."""
+        checked = _checked(options)
+        self._require_open()
+        told = [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
+        if system is not None:
+            told.insert(0, {"role": "system", "content": system})
+        if not self.is_instruct:
+            log.warning("%s: %s", self.path.name, BASE_NOTE)
+        check_messages(told)
+        n_answer = min(checked.max_tokens or self.n_ctx, self.n_ctx // ANSWER_SHARE)
+        kept = fit_history(told, self.n_ctx - n_answer, lambda m: len(chat_prompt(self._tokenizer, m)))
+        tokens = chat_prompt(self._tokenizer, kept)
+        return Generation(self._pool.lend, self._tokenizer, self.n_vocab, tokens, checked)
 
     def tokenize(self, text: str, *, bos: bool | None = None, parse_special: bool = False) -> list[int]:
         """Token ids of a text.
@@ -248,6 +294,11 @@ class Coder:
     def n_vocab(self) -> int:
         """Rows of the model's output; padding rows, which are never sampled, included."""
         return self._engine.n_vocab
+
+    @property
+    def is_instruct(self) -> bool:
+        """Whether the model was tuned to answer instructions, rather than to complete text."""
+        return self._tokenizer.is_instruct
 
     @property
     def engine(self) -> Engine:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,7 @@ from localcoder.errors import LocalcoderError, OptionError
 
 if TYPE_CHECKING:
     from localcoder.coder import Coder
+    from localcoder.session.generation import Generation
 
 
 @click.command()
@@ -39,6 +41,10 @@ if TYPE_CHECKING:
 @device_option
 @kv_type_option
 @n_ctx_option
+@click.option(
+    "--chat/--no-chat", default=None, help="Answer, or go on with the text.  [default: as the model was tuned]"
+)
+@click.option("--system", metavar="TEXT", help="The system prompt of a chat.  [default: the model's own]")
 @json_option
 def run(
     words: tuple[str, ...],
@@ -47,23 +53,29 @@ def run(
     device: str,
     kv_type: str,
     n_ctx: int | None,
+    chat: bool | None,
+    system: str | None,
     as_json: bool,
     **options: Any,
 ) -> None:
     """Complete a prompt.
 
-    A first argument that ends in .gguf is the model. Without PROMPT, or with `-`, the prompt is read from a pipe on
-    stdin (one line break at its end is dropped); on a terminal, a prompt loop opens.
+    An instruct model answers the prompt instead, and in a prompt loop it remembers the conversation. A first argument
+    that ends in .gguf is the model. Without PROMPT, or with `-`, the prompt is read from a pipe on stdin (one line
+    break at its end is dropped); on a terminal, a prompt loop opens.
     """
     model, prompt = _model_and_prompt(words, model)
     interactive = prompt is None and sys.stdin.isatty()
     if not interactive:
         prompt = _prompt_text(prompt)
     with open_coder(model, n_ctx=n_ctx, threads=threads, device=device, kv_type=kv_type) as coder:
+        if system is not None and chat is None:
+            chat = True
+        ask = _Conversation(coder, system).ask if chat or (chat is None and coder.is_instruct) else coder.start
         if prompt is None:
-            _prompt_loop(coder, as_json, given(options))
+            _prompt_loop(coder, ask, as_json, given(options))
         else:
-            _complete(coder, prompt, as_json, given(options))
+            _complete(coder, ask(prompt, **given(options)), as_json)
 
 
 def _model_and_prompt(words: tuple[str, ...], model: Path | None) -> tuple[Path | None, str | None]:
@@ -85,9 +97,27 @@ def _prompt_text(prompt: str | None) -> str:
     return prompt
 
 
-def _complete(coder: Coder, prompt: str, as_json: bool, options: dict[str, Any]) -> None:
+class _Conversation:
+    """What was said so far, by the user and the model."""
+
+    def __init__(self, coder: Coder, system: str | None) -> None:
+        self._coder = coder
+        self._messages: list[dict[str, str]] = [{"role": "system", "content": system}] if system is not None else []
+        self._last: Generation | None = None
+
+    def ask(self, text: str, **options: Any) -> Generation:
+        """An answer to `text`, which has not begun; what there is of the one before is what the model said."""
+        said = self._messages
+        if self._last is not None:
+            said = [*said, {"role": "assistant", "content": self._last.completion.text}]
+        said = [*said, {"role": "user", "content": text}]
+        self._last = self._coder.start_chat(said, **options)
+        self._messages = said
+        return self._last
+
+
+def _complete(coder: Coder, generation: Generation, as_json: bool) -> None:
     """Writes one completion; after Ctrl-C what there is of it, and the interrupt goes on."""
-    generation = coder.start(prompt, **options)
     on_terminal = sys.stdout.isatty()
     try:
         for piece in generation:
@@ -100,7 +130,7 @@ def _complete(coder: Coder, prompt: str, as_json: bool, options: dict[str, Any])
             click.echo()
 
 
-def _prompt_loop(coder: Coder, as_json: bool, options: dict[str, Any]) -> None:
+def _prompt_loop(coder: Coder, ask: Callable[..., Generation], as_json: bool, options: dict[str, Any]) -> None:
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  (gives `input` line editing and history, where it exists)
     click.echo(f"{coder.path.name}: Ctrl-C stops an answer; an empty line ends.", err=True)
@@ -109,7 +139,7 @@ def _prompt_loop(coder: Coder, as_json: bool, options: dict[str, Any]) -> None:
             prompt = _next_prompt()
             if not prompt:
                 return
-            _complete(coder, prompt, as_json, options)
+            _complete(coder, ask(prompt, **options), as_json)
         except KeyboardInterrupt:
             click.echo(err=True)
         except LocalcoderError as error:

@@ -10,12 +10,11 @@ from localcoder.assist.context import Context, fit
 from localcoder.assist.hygiene import ALL_RULES, Hygiene, Rules, Scope
 from localcoder.errors import ContextLengthError
 from localcoder.session.generation import Completion, Generation
-from localcoder.session.options import GenerationOptions
+from localcoder.session.options import ANSWER_SHARE, GenerationOptions
 from localcoder.session.session import Session
 from localcoder.tokenizer.infill import N_MARKERS, InfillPrompt, infill_prompt, require_infill
 from localcoder.tokenizer.tokenizer import Tokenizer
 
-_ANSWER_SHARE = 4  # at most one in so many positions is kept free for the answer
 _LEAST_PROMPT = 16  # tokens
 
 
@@ -99,7 +98,7 @@ def _fit(request: InfillRequest, tokenizer: Tokenizer, n_ctx: int, max_tokens: i
     def count(text: str) -> int:
         return len(tokenizer.tokenize(text, bos=False))
 
-    n_answer = min(max_tokens or n_ctx, n_ctx // _ANSWER_SHARE)
+    n_answer = min(max_tokens or n_ctx, n_ctx // ANSWER_SHARE)
     n_header = count(f"#{request.path}\n") if request.path and request.extra_files else 0
     budget = n_ctx - n_answer - N_MARKERS - n_header
     if budget < _LEAST_PROMPT:

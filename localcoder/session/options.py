@@ -12,6 +12,8 @@ from typing import Any, TypedDict
 
 from localcoder.errors import OptionError
 
+ANSWER_SHARE = 4  # where a prompt is cut to the context, at most one in so many positions is kept for the answer
+
 
 @dataclass(frozen=True)
 class Range:

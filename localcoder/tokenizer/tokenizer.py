@@ -87,7 +87,9 @@ class Tokenizer:
         mask[: len(known)] = known == TokenType.UNUSED
         return mask
 
-    def tokenize(self, text: str, *, bos: bool | None = None, parse_special: bool = False) -> list[int]:
+    def tokenize(
+        self, text: str, *, bos: bool | None = None, parse_special: bool = False, dropped: str = ""
+    ) -> list[int]:
         """Token ids of a text.
 
         Args:
@@ -95,6 +97,7 @@ class Tokenizer:
             bos: whether to start with BOS; None does as the model was trained.
             parse_special: reads special tokens where they are spelled. For prompts that a template made, never for text
                 from a user.
+            dropped: a character that is no part of the text; it keeps apart what `guard` put it into.
 
         Raises:
             TokenizerError: the text holds a lone surrogate, or BOS is asked for and there is none.
@@ -107,10 +110,26 @@ class Tokenizer:
         at = 0
         if parse_special and self._special_pattern is not None:
             for match in self._special_pattern.finditer(text):
-                ids += self._tokenize_plain(text[at : match.start()])
+                ids += self._tokenize_plain(_without(text[at : match.start()], dropped))
                 ids.append(self._special[match[0]])
                 at = match.end()
-        return ids + self._tokenize_plain(text[at:])
+        return ids + self._tokenize_plain(_without(text[at:], dropped))
+
+    def guard(self, text: str, mark: str) -> str:
+        """`text` with `mark`, a character that it does not hold, in whatever spells a special token or may begin one
+        that goes on behind the text."""
+        if self._special_pattern is None:
+            return text
+        guarded = self._special_pattern.sub(lambda match: match[0][0] + mark + match[0][1:], text)
+        for n in range(min(max(map(len, self._special)), len(guarded)), 0, -1):
+            if any(special.startswith(guarded[-n:]) for special in self._special):
+                at = len(guarded) - n + 1
+                return guarded[:at] + mark + guarded[at:]
+        return guarded
+
+    def spelling_of(self, token_id: int | None) -> str:
+        """How the vocabulary spells a token; "" for None."""
+        return "" if token_id is None else self._tokens[token_id]
 
     def _tokenize_plain(self, text: str) -> list[int]:
         if not text:
@@ -159,6 +178,10 @@ class Tokenizer:
     def id_of(self, token_text: str) -> int | None:
         """The id of a token by its spelling in the vocabulary, None if there is none."""
         return self._ids.get(token_text)
+
+
+def _without(text: str, dropped: str) -> str:
+    return text.replace(dropped, "") if dropped else text
 
 
 class StreamDecoder:

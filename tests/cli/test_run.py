@@ -270,3 +270,21 @@ def test_without_a_model_the_embedded_one_answers(start):
     with Coder() as coder:
         expected = coder.complete("import os\nimport s", max_tokens=8)
     assert (process.returncode, out.decode(), err) == (0, expected, b"")
+
+
+def test_an_instruct_model_answers(cli, tmp_path):
+    from tiny_model import write_tiny_model
+
+    from localcoder.tokenizer.chat_template import FAMILY_TEMPLATE
+
+    path = write_tiny_model(
+        tmp_path / "tiny.gguf", name="tiny-instruct", chat_template=FAMILY_TEMPLATE, scale=3.0, n_ctx=600
+    )
+    with Coder(path) as coder:
+        answer = coder.chat("Sort.", max_tokens=8)
+        brief = coder.chat("Sort.", system="Be brief.", max_tokens=8)
+        completion = coder.complete("Sort.", max_tokens=8)
+    assert len({answer, brief, completion}) == 3
+    for words, expected in (([], answer), (["--system", "Be brief."], brief), (["--no-chat"], completion)):
+        result = cli("run", path, "Sort.", "--max-tokens", 8, *words)
+        assert (result.code, result.out, result.err) == (0, expected, "")
