@@ -113,8 +113,12 @@ def step_progress(title: str) -> Iterator[Callable[[int, int, str], None]]:
 
 
 @contextmanager
-def byte_progress(title: str) -> Iterator[Callable[[int, int], None]]:
-    """As `step_progress`, with the rate and the time left; call with (bytes done, bytes in all)."""
+def byte_progress(title: str, *, window: float = 30.0) -> Iterator[Callable[[int, int], None]]:
+    """As `step_progress`, with the rate and the time left; call with (bytes done, bytes in all).
+
+    Args:
+        window: seconds back from which the time left is judged: several times as long as the pauses between calls.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
@@ -128,6 +132,7 @@ def byte_progress(title: str) -> Iterator[Callable[[int, int], None]]:
         console=console,
         disable=not console.is_terminal,
         transient=True,
+        speed_estimate_period=window,
     ) as bar:
         task = bar.add_task(title, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -38,7 +38,7 @@ OURS = "ours"
     type=click.IntRange(1),
     default=64,
     show_default=True,
-    help="Chunks to use at most; the states of all of them are in memory.",
+    help="Chunks to use at most; their states take room on the disk of OUT meanwhile.",
 )
 @threads_option
 def quantize(
@@ -68,7 +68,8 @@ def quantize(
         chunks = _calibration_chunks(source, calibration_file, calibrate_ctx)[:calibrate_chunks]
     backend = open_backend(threads=threads)
     try:
-        with byte_progress(f"{out.name} ({choice.recipe.name})") as progress:
+        window = 30.0 if chunks is None else 1800.0  # calibration writes one matrix at a time, minutes apart
+        with byte_progress(f"{out.name} ({choice.recipe.name})", window=window) as progress:
             if chunks is not None:
                 outcome = quantize_calibrated(source, out, choice, backend, chunks, progress=progress)
             else:

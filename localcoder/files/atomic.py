@@ -91,7 +91,7 @@ class OutputFile:
         with self._explained():
             usage = shutil.disk_usage(self._target.parent)
         if usage.total and n_bytes > usage.free:
-            found = f"it takes {n_bytes / 2**30:.2f} GiB and {usage.free / 2**30:.2f} GiB are free on the disk"
+            found = f"it takes {n_bytes / 2**20:,.1f} MiB and {usage.free / 2**20:,.1f} MiB are free on the disk"
             raise OutputError(self.path, f"cannot be written: {found}")
 
     def write(self, data: bytes | memoryview) -> None:

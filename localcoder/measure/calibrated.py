@@ -63,7 +63,8 @@ def quantize_calibrated(
                 if progress:
                     progress(n_written, n_bytes)
 
-            calibrate(file, backend, chunks, {info.name: info.qtype for info in infos}, emit)
+            types = {info.name: info.qtype for info in infos}
+            calibrate(file, backend, chunks, types, emit, folder=out.temporary.parent)
             out.finish()
             with GGUFFile.open(out.temporary) as written:
                 check_table(written, ordered, out.path)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,11 +30,12 @@ def collect(file: GGUFFile, backend: Backend, chunks: NDArray[np.int32], into: I
     """
     model = StagedModel(file, backend, chunks.shape[1])
 
-    def visit(names: tuple[str, ...], x: Float32) -> Mapping[str, QuantTensor]:
-        if not np.isfinite(x).all():
-            raise NumericsError(f"the input of {names[0]} is not finite: the model's file is damaged")
-        for name in names:
-            into.add(name, x)
+    def visit(names: tuple[str, ...], inputs: Iterable[Float32]) -> Mapping[str, QuantTensor]:
+        for x in inputs:
+            if not np.isfinite(x).all():
+                raise NumericsError(f"the input of {names[0]} is not finite: the model's file is damaged")
+            for name in names:
+                into.add(name, x)
         return {}
 
     for at in range(into.n_chunks, len(chunks), CHUNKS_AT_A_TIME):

@@ -49,8 +49,8 @@ def last_states(path, chunks) -> np.ndarray:
     """The input of the output matrix, float32 [n_tokens, n_embd]."""
     states = []
 
-    def visit(names, x):
-        states[:] = [x]
+    def visit(names, inputs):
+        states[:] = [np.concatenate(list(inputs))]
         return {}
 
     with GGUFFile.open(path) as file:

@@ -18,7 +18,8 @@ def test_the_last_input_gives_the_logits(tmp_path, tied):
     tokens = np.random.default_rng(0).integers(0, 256, (3, 40)).astype(np.int32)
     seen: dict[str, tuple[int, ...]] = {}
 
-    def visit(names, x):
+    def visit(names, inputs):
+        x = np.concatenate(list(inputs))
         seen.update({name: x.shape for name in names})
         visit.last = x
         return {}
@@ -42,7 +43,7 @@ def test_a_replaced_matrix_is_used_from_there_on(tmp_path):
     inputs: dict[str, np.ndarray] = {}
 
     def visit(names, x):
-        inputs[names[0]] = x
+        inputs[names[0]] = np.concatenate(list(x))
         if names == ("blk.0.ffn_down.weight",):
             old = file.tensors[names[0]]
             return {names[0]: QuantTensor(old.name, old.qtype, old.shape, np.zeros_like(old.data))}
