@@ -26,7 +26,7 @@ size_t lc_attend_scratch(const lc_kv *kv) {
     const size_t d = (size_t)padded(kv->head_dim), page = (size_t)padded(kv->page_size);
     return 2 * LC_ATTEND_QUERIES * d    /* queries, results */
            + LC_ATTEND_QUERIES * page   /* scores */
-           + (size_t)kv->page_size * d; /* keys, then values, of one page */
+           + LC_ATTEND_KEYS * d;        /* keys, then values */
 }
 
 size_t lc_kv_offset(const lc_kv *kv, const lc_step *step, int layer, int token, int position, int head) {
@@ -37,77 +37,154 @@ size_t lc_kv_offset(const lc_kv *kv, const lc_step *step, int layer, int token, 
     return (head_at * (size_t)kv->page_size + (size_t)(position % kv->page_size)) * row;
 }
 
-/* n rows of the cache as float32 [n][d]. */
-static void load_rows(const lc_attention *a, const uint8_t *rows, int n, int d, float *out) {
-    const int head_dim = a->kv->head_dim;
-    const size_t row_bytes = lc_row_bytes(lc_format_of(a->kv->type), head_dim);
-    for (int i = 0; i < n; i++) {
-        const uint8_t *row = rows + (size_t)i * row_bytes;
-        if (a->kv->type == LC_TYPE_F16)
-            a->kernels->half_to_float((const uint16_t *)(const void *)row, head_dim, out + i * d);
+/* Rows of the cache from number `first` of a page on, as float32 [n][d]; meanwhile asks for as many of `ahead`. */
+static void load_rows(const lc_attention *a, const uint8_t *page, int first, int n, int d, const uint8_t *ahead,
+                      float *out) {
+    const int head_dim = a->kv->head_dim, type = a->kv->type;
+    const size_t row_bytes = lc_row_bytes(lc_format_of(type), head_dim);
+    for (int i = 0; i < n; i++, out += d) {
+        const size_t at = (size_t)(first + i) * row_bytes;
+        lc_fetch(ahead + at, row_bytes);
+        if (a->kernels->to_float[type] != NULL && head_dim % 32 == 0)
+            a->kernels->to_float[type](page + at, head_dim, out);
+        else if (type == LC_TYPE_F16)
+            a->kernels->half_to_float((const uint16_t *)(const void *)(page + at), head_dim, out);
         else
-            lc_dequantize_row(a->kv->type, row, NULL, head_dim, out + i * d);
-        for (int e = head_dim; e < d; e++) out[i * d + e] = 0;
+            lc_dequantize_row(type, page + at, NULL, head_dim, out);
+        for (int e = head_dim; e < d; e++) out[e] = 0;
     }
+}
+
+/* Whether the cache's rows are read as they lie: one query gains nothing from making them float32 first. */
+static bool reads_along(const lc_attention *a, int n_queries) {
+    return n_queries == 1 && a->kv->head_dim % 32 == 0 && a->kernels->scores_along[a->kv->type] != NULL;
+}
+
+/* The largest of n scores and `top`; not-a-numbers do not count. */
+static float largest(const float *scores, int n, float top) {
+    enum { LANES = 16 };
+    float tops[LANES];
+    for (int l = 0; l < LANES; l++) tops[l] = top;
+    int j = 0;
+    for (; j + LANES <= n; j += LANES)
+        for (int l = 0; l < LANES; l++) tops[l] = scores[j + l] > tops[l] ? scores[j + l] : tops[l];
+    for (int l = 0; l < LANES; l++) top = tops[l] > top ? tops[l] : top;
+    for (; j < n; j++) top = scores[j] > top ? scores[j] : top;
+    return top;
 }
 
 /* Turns the scores of one query over a page into weights; the first n_seen keys count. */
 static void softmax_block(const lc_kernels *kernels, float *scores, int n_seen, int n, float *max, float *sum,
                           float *keep) {
-    float top = *max;
-    for (int j = 0; j < n_seen; j++)
-        if (scores[j] > top) top = scores[j];
+    const float top = largest(scores, n_seen, *max);
     for (int j = n_seen; j < n; j++) scores[j] = -INFINITY;
     *keep = *max == top ? 1.0f : lc_exp(*max - top);
     *max = top;
     *sum = *sum * *keep + kernels->exp_sum(scores, n, top);
 }
 
-void lc_attend_item(const lc_attention *a, int item, float *scratch) {
+/* A piece of work: queries (tokens of a run x heads that share keys) and what has been gathered for them. */
+typedef struct queries {
+    lc_run run;
+    int head0, n_heads, head_kv, n, d;
+    float *q, *out;     /* [n][d] */
+    float *scores;      /* [n][lds] */
+    int lds;
+    float *rows;        /* [LC_ATTEND_KEYS][d] */
+    float max[LC_ATTEND_QUERIES], sum[LC_ATTEND_QUERIES], keep[LC_ATTEND_QUERIES];
+} queries;
+
+static size_t query_at(const lc_attention *a, const queries *w, int i) {
+    const int token = w->run.first + i / w->n_heads, head = w->head0 + i % w->n_heads;
+    return ((size_t)token * (size_t)a->n_head + (size_t)head) * (size_t)a->kv->head_dim;
+}
+
+static void start_queries(const lc_attention *a, int item, float *scratch, queries *w) {
     const lc_kv *kv = a->kv;
-    const int head_dim = kv->head_dim, page_size = kv->page_size;
     const int group = a->n_head / kv->n_head_kv, pieces = pieces_of_group(group), at_once = heads_at_once(group);
     /* The last run first: its keys are the most. */
-    const lc_run run = a->runs[a->n_runs - 1 - item / (kv->n_head_kv * pieces)];
-    const int head_kv = item / pieces % kv->n_head_kv;
-    const int head0 = head_kv * group + item % pieces * at_once;
-    const int left = (head_kv + 1) * group - head0, n_heads = left < at_once ? left : at_once;
-    const int n_q = run.n * n_heads, d = padded(head_dim), lds = padded(page_size);
-    const size_t width = (size_t)a->n_head * (size_t)head_dim;
-    const float scale = 1.0f / sqrtf((float)head_dim);
+    w->run = a->runs[a->n_runs - 1 - item / (kv->n_head_kv * pieces)];
+    w->head_kv = item / pieces % kv->n_head_kv;
+    w->head0 = w->head_kv * group + item % pieces * at_once;
+    const int left = (w->head_kv + 1) * group - w->head0;
+    w->n_heads = left < at_once ? left : at_once;
+    w->n = w->run.n * w->n_heads;
+    w->d = padded(kv->head_dim);
+    w->lds = padded(kv->page_size);
+    w->q = scratch;
+    w->out = w->q + LC_ATTEND_QUERIES * w->d;
+    w->scores = w->out + LC_ATTEND_QUERIES * w->d;
+    w->rows = w->scores + LC_ATTEND_QUERIES * w->lds;
+    memset(w->q, 0, (size_t)w->n * (size_t)w->d * sizeof *w->q);
+    memset(w->out, 0, (size_t)w->n * (size_t)w->d * sizeof *w->out);
+    for (int i = 0; i < w->n; i++) {
+        memcpy(w->q + i * w->d, a->q + query_at(a, w, i), (size_t)kv->head_dim * sizeof *w->q);
+        w->max[i] = -INFINITY;
+        w->sum[i] = 0;
+    }
+}
 
-    float *q = scratch, *out = q + LC_ATTEND_QUERIES * d, *scores = out + LC_ATTEND_QUERIES * d;
-    float *rows = scores + LC_ATTEND_QUERIES * lds;
-    float max[LC_ATTEND_QUERIES], sum[LC_ATTEND_QUERIES], keep[LC_ATTEND_QUERIES];
-    memset(q, 0, (size_t)n_q * (size_t)d * sizeof *q);
-    memset(out, 0, (size_t)n_q * (size_t)d * sizeof *out);
-    for (int i = 0; i < n_q; i++) {
-        const size_t from = (size_t)(run.first + i / n_heads) * width + (size_t)((head0 + i % n_heads) * head_dim);
-        memcpy(q + i * d, a->q + from, (size_t)head_dim * sizeof *q);
-        max[i] = -INFINITY;
-        sum[i] = 0;
+/* Scores of n_k keys of a page. */
+static void score_page(const lc_attention *a, queries *w, const uint8_t *keys, int n_k, const uint8_t *ahead) {
+    const lc_kv *kv = a->kv;
+    const float scale = 1.0f / sqrtf((float)kv->head_dim);
+    if (reads_along(a, w->n)) {
+        const size_t row_bytes = lc_row_bytes(lc_format_of(kv->type), kv->head_dim);
+        a->kernels->scores_along[kv->type](w->q, keys, row_bytes, n_k, w->d, scale, ahead, w->scores);
+        return;
     }
-    const int last = a->step->positions[run.first + run.n - 1];
-    for (int key0 = 0; key0 <= last; key0 += page_size) {
-        const int n_k = last + 1 - key0 < page_size ? last + 1 - key0 : page_size;
-        const size_t offset = lc_kv_offset(kv, a->step, a->layer, run.first, key0, head_kv);
-        load_rows(a, kv->k + offset, n_k, d, rows);
-        a->kernels->attend_scores(q, n_q, rows, n_k, d, scale, scores, lds);
-        for (int i = 0; i < n_q; i++) {
-            const int seen = a->step->positions[run.first + i / n_heads] + 1 - key0;
-            const int n_seen = seen < 0 ? 0 : seen < n_k ? seen : n_k;
-            if (n_seen == 0) {
-                memset(scores + i * lds, 0, (size_t)lds * sizeof *scores);
-                keep[i] = 1.0f;
-            } else {
-                softmax_block(a->kernels, scores + i * lds, n_seen, lds, &max[i], &sum[i], &keep[i]);
-            }
+    for (int j = 0; j < n_k; j += LC_ATTEND_KEYS) {
+        const int n = n_k - j < LC_ATTEND_KEYS ? n_k - j : LC_ATTEND_KEYS;
+        load_rows(a, keys, j, n, w->d, ahead, w->rows);
+        a->kernels->attend_scores(w->q, w->n, w->rows, n, w->d, scale, w->scores + j, w->lds);
+    }
+}
+
+/* Scores of keys key0 ... key0 + n_k - 1 become weights. */
+static void weigh_page(const lc_attention *a, queries *w, int key0, int n_k) {
+    for (int i = 0; i < w->n; i++) {
+        float *scores = w->scores + i * w->lds;
+        const int seen = a->step->positions[w->run.first + i / w->n_heads] + 1 - key0;
+        const int n_seen = seen < 0 ? 0 : seen < n_k ? seen : n_k;
+        if (n_seen == 0) {
+            memset(scores, 0, (size_t)w->lds * sizeof *scores);
+            w->keep[i] = 1.0f;
+        } else {
+            softmax_block(a->kernels, scores, n_seen, w->lds, &w->max[i], &w->sum[i], &w->keep[i]);
         }
-        load_rows(a, kv->v + offset, n_k, d, rows);
-        a->kernels->attend_mix(scores, lds, keep, n_q, rows, n_k, d, out);
     }
-    for (int i = 0; i < n_q; i++) {
-        const size_t to = (size_t)(run.first + i / n_heads) * width + (size_t)((head0 + i % n_heads) * head_dim);
-        for (int e = 0; e < head_dim; e++) a->out[to + (size_t)e] = out[i * d + e] / sum[i];
+}
+
+static void mix_page(const lc_attention *a, queries *w, const uint8_t *values, int n_k, const uint8_t *ahead) {
+    const lc_kv *kv = a->kv;
+    if (reads_along(a, w->n)) {
+        const size_t row_bytes = lc_row_bytes(lc_format_of(kv->type), kv->head_dim);
+        a->kernels->mix_along[kv->type](w->scores, w->keep[0], values, row_bytes, n_k, w->d, ahead, w->out);
+        return;
+    }
+    for (int j = 0; j < n_k; j += LC_ATTEND_KEYS) {
+        const int n = n_k - j < LC_ATTEND_KEYS ? n_k - j : LC_ATTEND_KEYS;
+        load_rows(a, values, j, n, w->d, ahead, w->rows);
+        a->kernels->attend_mix(w->scores + j, w->lds, w->keep, w->n, w->rows, n, w->d, w->out);
+        for (int i = 0; i < w->n; i++) w->keep[i] = 1.0f; /* what was there has been shrunk by now */
+    }
+}
+
+void lc_attend_item(const lc_attention *a, int item, float *scratch) {
+    const lc_kv *kv = a->kv;
+    queries w;
+    start_queries(a, item, scratch, &w);
+    const int last = a->step->positions[w.run.first + w.run.n - 1], page_size = kv->page_size;
+    size_t here = lc_kv_offset(kv, a->step, a->layer, w.run.first, 0, w.head_kv), next = here;
+    for (int key0 = 0; key0 <= last; key0 += page_size, here = next) {
+        const int left = last + 1 - key0, n_k = left < page_size ? left : page_size;
+        if (left > page_size) next = lc_kv_offset(kv, a->step, a->layer, w.run.first, key0 + page_size, w.head_kv);
+        score_page(a, &w, kv->k + here, n_k, kv->v + here);
+        weigh_page(a, &w, key0, n_k);
+        mix_page(a, &w, kv->v + here, n_k, kv->k + next);
+    }
+    for (int i = 0; i < w.n; i++) {
+        float *out = a->out + query_at(a, &w, i);
+        for (int e = 0; e < kv->head_dim; e++) out[e] = w.out[i * w.d + e] / w.sum[i];
     }
 }

@@ -5,7 +5,10 @@
 #include "kernel_table.h"
 #include "localcoder.h"
 
-enum { LC_ATTEND_QUERIES = 32 }; /* most query rows (tokens x heads of a group) in one piece of work */
+enum {
+    LC_ATTEND_QUERIES = 32, /* most query rows (tokens x heads of a group) in one piece of work */
+    LC_ATTEND_KEYS = 32     /* rows of the cache that are made float32 at a time: they stay in the nearest cache */
+};
 
 /* Tokens of one sequence that stand together in a step. */
 typedef struct lc_run {

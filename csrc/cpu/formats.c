@@ -367,7 +367,12 @@ static void dequantize_blocks(const lc_format *format, const uint8_t *blocks, co
     for (int64_t i = 0; i < n; i += PIECE) {
         const int m = n - i < PIECE ? (int)(n - i) : PIECE;
         format->unpack(blocks + lc_row_bytes(format, i), m, grid, codes, scales, mins);
-        for (int j = 0; j < m; j++) x[i + j] = scales[j / format->sub] * (float)codes[j] - mins[j / format->sub];
+        for (int s = 0; s < m / format->sub; s++) {
+            const float scale = scales[s], min = mins[s];
+            const int8_t *from = codes + s * format->sub;
+            float *to = x + i + s * format->sub;
+            for (int j = 0; j < format->sub; j++) to[j] = scale * (float)from[j] - min;
+        }
     }
 }
 

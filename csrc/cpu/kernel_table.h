@@ -104,6 +104,8 @@ typedef struct lc_kernels {
     lc_unpack_tile_fn unpack_tile[LC_TYPE_END]; /* NULL: lc_format.unpack, then interleaved */
     lc_matvec_fn matvec[LC_TYPE_END];           /* NULL: tiles of one token */
     lc_float_tile_fn dot_f32, dot_f16, dot_bf16;
+    /* n values, a multiple of 32, as float32: what a KV cache is kept in. NULL: lc_dequantize_row */
+    void (*to_float[LC_TYPE_END])(const uint8_t *blocks, int n, float *x);
     lc_search_fn search[LC_TYPE_END]; /* NULL: there is no search for this format */
 
     lc_peak_fn peak[LC_PEAK_END];     /* by enum lc_peak; NULL: no such instruction */
@@ -128,6 +130,12 @@ typedef struct lc_kernels {
     /* out[i * d ...] *= keep[i]; then for ascending j, out[i * d ...] = fma(weights[i * ldw + j], v[j * d ...], out[i * d ...]) */
     void (*attend_mix)(const float *weights, int ldw, const float *keep, int n_q, const float *v, int n_k, int d,
                        float *out);
+    /* The same for one query and rows of n_k keys or values as they lie in the cache, d values (a multiple of 32) each; asks
+     * for as many bytes `ahead`. NULL: rows become float32 first. */
+    void (*scores_along[LC_TYPE_END])(const float *q, const uint8_t *rows, size_t row_bytes, int n_k, int d, float scale,
+                                      const uint8_t *ahead, float *scores);
+    void (*mix_along[LC_TYPE_END])(const float *weights, float keep, const uint8_t *rows, size_t row_bytes, int n_k,
+                                   int d, const uint8_t *ahead, float *out);
 } lc_kernels;
 
 /* Fills a table: lc_kernels_ref all of it but `search`, the others their own entries over it. */

@@ -256,6 +256,31 @@ static void half_to_float(const uint16_t *h, int n, float *x) {
     for (; i < n; i++) x[i] = lc_half_to_float(h[i]);
 }
 
+static void floats_of_f16(const uint8_t *blocks, int n, float *x) {
+    half_to_float((const uint16_t *)(const void *)blocks, n, x);
+}
+
+INLINE void store_scaled(float *x, __m256 d, __m256i codes) { _mm256_storeu_ps(x, _mm256_mul_ps(d, _mm256_cvtepi32_ps(codes))); }
+
+static void floats_of_q8_0(const uint8_t *blocks, int n, float *x) {
+    const lc_block_q8_0 *b = (const void *)blocks;
+    for (const lc_block_q8_0 *end = b + n / 32; b < end; b++)
+        for (int i = 0; i < 32; i += 8, x += 8)
+            store_scaled(x, _mm256_set1_ps(_cvtsh_ss(b->d)), _mm256_cvtepi8_epi32(_mm_loadl_epi64((const void *)(b->qs + i))));
+}
+
+static void floats_of_q4_0(const uint8_t *blocks, int n, float *x) {
+    const lc_block_q4_0 *b = (const void *)blocks;
+    const __m256i eight = _mm256_set1_epi32(8), mask = _mm256_set1_epi32(15);
+    for (const lc_block_q4_0 *end = b + n / 32; b < end; b++, x += 32)
+        for (int i = 0; i < 16; i += 8) {
+            const __m256 d = _mm256_set1_ps(_cvtsh_ss(b->d));
+            const __m256i codes = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const void *)(b->qs + i)));
+            store_scaled(x + i, d, _mm256_sub_epi32(_mm256_and_si256(codes, mask), eight));
+            store_scaled(x + i + 16, d, _mm256_sub_epi32(_mm256_srli_epi32(codes, 4), eight));
+        }
+}
+
 static void float_to_half(const float *x, int n, uint16_t *h) {
     int i = 0;
     for (; i + 8 <= n; i += 8)
@@ -360,6 +385,9 @@ void lc_kernels_avx2(lc_kernels *table) {
     table->rope = rope;
     table->silu_mul = silu_mul;
     table->half_to_float = half_to_float;
+    table->to_float[LC_TYPE_F16] = floats_of_f16;
+    table->to_float[LC_TYPE_Q8_0] = floats_of_q8_0;
+    table->to_float[LC_TYPE_Q4_0] = floats_of_q4_0;
     table->float_to_half = float_to_half;
     table->attend_scores = attend_scores;
     table->exp_sum = exp_sum;

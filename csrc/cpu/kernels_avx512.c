@@ -260,80 +260,7 @@ static void float_to_half(const float *x, int n, uint16_t *h) {
     }
 }
 
-/* --- attention ------------------------------------------------------------------------------------------------ */
-
-INLINE void scores_block(const float *q, const float *k, int d, float scale, float *scores, int lds, int n_q, int n_k) {
-    __m512 sum[4][4];
-    for (int i = 0; i < n_q; i++)
-        for (int j = 0; j < n_k; j++) sum[i][j] = _mm512_setzero_ps();
-    for (int e = 0; e < d; e += 16) {
-        __m512 v[4];
-        for (int i = 0; i < n_q; i++) v[i] = _mm512_loadu_ps(q + i * d + e);
-        for (int j = 0; j < n_k; j++) {
-            const __m512 key = _mm512_loadu_ps(k + j * d + e);
-            for (int i = 0; i < n_q; i++) sum[i][j] = _mm512_fmadd_ps(v[i], key, sum[i][j]);
-        }
-    }
-    for (int i = 0; i < n_q; i++)
-        for (int j = 0; j < n_k; j++) scores[i * lds + j] = _mm512_reduce_add_ps(sum[i][j]) * scale;
-}
-
-INLINE void scores_rows(const float *q, const float *k, int n_k, int d, float scale, float *scores, int lds, int n_q) {
-    int j = 0;
-    for (; j + 4 <= n_k; j += 4) scores_block(q, k + j * d, d, scale, scores + j, lds, n_q, 4);
-    for (; j < n_k; j++) scores_block(q, k + j * d, d, scale, scores + j, lds, n_q, 1);
-}
-
-static void attend_scores(const float *q, int n_q, const float *k, int n_k, int d, float scale, float *scores,
-                          int lds) {
-    int i = 0;
-    for (; i + 4 <= n_q; i += 4) scores_rows(q + i * d, k, n_k, d, scale, scores + i * lds, lds, 4);
-    for (; i < n_q; i++) scores_rows(q + i * d, k, n_k, d, scale, scores + i * lds, lds, 1);
-}
-
-static float exp_sum(float *scores, int n, float max) {
-    const __m512 top = _mm512_set1_ps(max);
-    __m512 sum = _mm512_setzero_ps();
-    for (int i = 0; i < n; i += 16) {
-        const __m512 e = exp16(_mm512_sub_ps(_mm512_loadu_ps(scores + i), top));
-        _mm512_storeu_ps(scores + i, e);
-        sum = _mm512_add_ps(sum, e);
-    }
-    return _mm512_reduce_add_ps(sum);
-}
-
-/* n_q x 16 n_e values of the result stay in registers while the keys pass by. */
-INLINE void mix_block(const float *weights, int ldw, const float *keep, const float *v, int n_k, int d, float *out,
-                      int n_q, int n_e) {
-    __m512 sum[4][4];
-    for (int i = 0; i < n_q; i++)
-        for (int e = 0; e < n_e; e++)
-            sum[i][e] = _mm512_mul_ps(_mm512_loadu_ps(out + i * d + 16 * e), _mm512_set1_ps(keep[i]));
-    for (int j = 0; j < n_k; j++) {
-        __m512 value[4];
-        for (int e = 0; e < n_e; e++) value[e] = _mm512_loadu_ps(v + j * d + 16 * e);
-        for (int i = 0; i < n_q; i++) {
-            const __m512 weight = _mm512_set1_ps(weights[i * ldw + j]);
-            for (int e = 0; e < n_e; e++) sum[i][e] = _mm512_fmadd_ps(weight, value[e], sum[i][e]);
-        }
-    }
-    for (int i = 0; i < n_q; i++)
-        for (int e = 0; e < n_e; e++) _mm512_storeu_ps(out + i * d + 16 * e, sum[i][e]);
-}
-
-INLINE void mix_rows(const float *weights, int ldw, const float *keep, const float *v, int n_k, int d, float *out,
-                     int n_q) {
-    int e = 0;
-    for (; e + 64 <= d; e += 64) mix_block(weights, ldw, keep, v + e, n_k, d, out + e, n_q, 4);
-    for (; e < d; e += 16) mix_block(weights, ldw, keep, v + e, n_k, d, out + e, n_q, 1);
-}
-
-static void attend_mix(const float *weights, int ldw, const float *keep, int n_q, const float *v, int n_k, int d,
-                       float *out) {
-    int i = 0;
-    for (; i + 4 <= n_q; i += 4) mix_rows(weights + i * ldw, ldw, keep + i, v, n_k, d, out + i * d, 4);
-    for (; i < n_q; i++) mix_rows(weights + i * ldw, ldw, keep + i, v, n_k, d, out + i * d, 1);
-}
+#include "attend_avx512.h"
 
 void lc_kernels_avx512(lc_kernels *table) {
     table->isa = "avx512";
@@ -356,7 +283,5 @@ void lc_kernels_avx512(lc_kernels *table) {
     table->add = add;
     table->half_to_float = half_to_float;
     table->float_to_half = float_to_half;
-    table->attend_scores = attend_scores;
-    table->exp_sum = exp_sum;
-    table->attend_mix = attend_mix;
+    USE_ATTENTION
 }

@@ -61,6 +61,49 @@ static void test_rows(const lc_kernels *k) {
     }
 }
 
+/* What a cache is kept in becomes the same floats everywhere. */
+static void test_to_float(const lc_kernels *k) {
+    enum { N = 160 };
+    for (int type = 0; type < LC_TYPE_END; type++) {
+        if (k->to_float[type] == NULL) continue;
+        const size_t n_bytes = lc_row_bytes(lc_format_of(type), N);
+        uint8_t *blocks = take(n_bytes);
+        for (size_t i = 0; i < n_bytes; i++) blocks[i] = (uint8_t)random_bits() & 0xBF; /* no exponent of all ones */
+        float *a = take(N * 4), *b = take(N * 4);
+        k->to_float[type](blocks, N, a);
+        lc_dequantize_row(type, blocks, NULL, N, b);
+        CHECK(same(a, b, N), "%s to_float of %s", k->isa, lc_format_of(type)->name);
+        free(blocks), free(a), free(b);
+    }
+}
+
+/* One query with the cache's rows as they lie, against rows that were made float32. */
+static void test_along_cache(const lc_kernels *k) {
+    enum { MOST = 64 };
+    for (int type = 0; type < LC_TYPE_END; type++) {
+        if (k->scores_along[type] == NULL) continue;
+        for (int d = 32; d <= 288; d += 64)
+            for (int n_k = 1; n_k <= MOST; n_k += 7) {
+                const size_t row_bytes = lc_row_bytes(lc_format_of(type), d), n = (size_t)(n_k * d);
+                uint8_t *rows = take((size_t)n_k * row_bytes);
+                for (size_t i = 0; i < (size_t)n_k * row_bytes; i++) rows[i] = (uint8_t)random_bits() & 0x3F;
+                float *q = random_floats((size_t)d), *out = random_floats((size_t)d), *floats = take(n * 4);
+                float *expected = take((size_t)d * 4), a[MOST], b[MOST];
+                memcpy(expected, out, (size_t)d * 4);
+                lc_dequantize_row(type, rows, NULL, (int64_t)n, floats);
+                k->scores_along[type](q, rows, row_bytes, n_k, d, 0.25f, rows, a);
+                ref.attend_scores(q, 1, floats, n_k, d, 0.25f, b, MOST);
+                const char *name = lc_format_of(type)->name;
+                CHECK(same(a, b, (size_t)n_k), "%s scores along %s, %d keys of %d", k->isa, name, n_k, d);
+                const float keep = 0.5f;
+                k->mix_along[type](b, keep, rows, row_bytes, n_k, d, rows, out);
+                ref.attend_mix(b, MOST, &keep, 1, floats, n_k, d, expected);
+                CHECK(same(out, expected, (size_t)d), "%s mix along %s, %d keys of %d", k->isa, name, n_k, d);
+                free(rows), free(q), free(out), free(floats), free(expected);
+            }
+    }
+}
+
 static void test_not_finite(const lc_kernels *k) {
     const float bad[] = {NAN, INFINITY, -INFINITY};
     for (int i = 0; i < 3; i++) {
@@ -267,6 +310,8 @@ int main(void) {
         CHECK(strcmp(kernels.isa, lc_isa_name(isa)) == 0, "the table of %s", lc_isa_name(isa));
         CHECK(LC_CHUNK_ROWS % kernels.tile_rows == 0 && kernels.tile_rows <= LC_MAX_TILE_ROWS, "tile rows");
         test_rows(&kernels);
+        test_to_float(&kernels);
+        test_along_cache(&kernels);
         test_not_finite(&kernels);
         test_rope(&kernels);
         test_attention(&kernels);
