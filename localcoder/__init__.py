@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         NumericsError,
         OptionError,
         OutputError,
+        SandboxError,
         TokenizerError,
     )
     from localcoder.session.generation import Completion, Timings
@@ -47,6 +48,7 @@ __all__ = [
     "NumericsError",
     "OptionError",
     "OutputError",
+    "SandboxError",
     "Timings",
     "TokenizerError",
     "__version__",

@@ -9,6 +9,7 @@ LocalcoderError
 ├── ContextLengthError        more tokens than the context holds
 ├── OptionError               an argument out of its range or a name that does not exist
 ├── BackendError              a backend, device or instruction set that was asked for and is not here
+├── SandboxError              strangers' programs cannot be run safely here
 ├── NumericsError             a computation whose result is not finite
 └── OutputError               the result cannot be written (disk full, read-only, same file as the input)
 
@@ -69,6 +70,10 @@ class OptionError(LocalcoderError, ValueError):
 
 class BackendError(LocalcoderError):
     """A backend, device or instruction set that was asked for and is not available here."""
+
+
+class SandboxError(LocalcoderError):
+    """Strangers' programs cannot be run safely here."""
 
 
 class NumericsError(LocalcoderError):
