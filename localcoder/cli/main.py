@@ -32,6 +32,7 @@ COMMANDS = {
     "tokenize": "Turn text into token ids.",
     "imatrix": "Collect an importance matrix for the quantizers by running MODEL over a text.",
     "perplexity": "Measure how well a model predicts a text.",
+    "eval": "Measure how many programming problems a model solves.",
     "compare": "Compare the weights of two GGUF files, tensor by tensor.",
     "plan": "Forecast the memory that a model takes when it runs.",
     "bench": "Measure speed: prefill and decode.",

@@ -28,7 +28,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-import localcoder
 from localcoder.measure.sandbox.limits import Command, Report, reports_of
 
 if TYPE_CHECKING:
@@ -71,11 +70,12 @@ class Sandbox:
             }
             reports = warden.ask(request, sum(command.limits.wall_s for command in commands) + _GRACE_S)
         with self._lock:
-            if reports:
-                self._idle.append(warden)
-            else:
-                self._wardens.remove(warden)
-                warden.close()
+            if warden in self._wardens:  # else the sandbox has been closed meanwhile
+                if reports:
+                    self._idle.append(warden)
+                else:
+                    self._wardens.remove(warden)
+                    warden.close()
         return reports or [_LOST]
 
     def _new_warden(self) -> _Warden:
@@ -104,7 +104,7 @@ class _Warden:
 
     def __init__(self) -> None:
         module = "windows" if sys.platform == "win32" else "warden"
-        root = str(Path(localcoder.__file__).parents[1])
+        root = str(Path(__file__).resolve().parents[3])  # where the package lies
         self._process = subprocess.Popen(
             [sys.executable, "-I", "-S", "-c", _START.format(module), root],
             stdin=subprocess.PIPE,
