@@ -32,7 +32,8 @@ enum lc_status {
     LC_NOT_FINITE = 6       /* a value is infinite or NaN; the result is of no use */
 };
 
-/* Instruction sets, best first; the last one, "ref", runs everywhere. */
+/* Instruction sets, best first, down to "ref", which runs everywhere. After it, in test builds, those that only tests
+ * want: they are taken by name alone. */
 int32_t lc_isa_count(void);
 const char *lc_isa_name(int32_t index);
 /* Why an instruction set cannot be used here, or NULL if it can. */

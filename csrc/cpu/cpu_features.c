@@ -1,9 +1,24 @@
-/* What this machine can run. */
-#include "dispatch.h"
+#if defined(__linux__)
+#define _GNU_SOURCE /* syscall */
+#endif
+#include "cpu_features.h"
 
 #if defined(__x86_64__) || defined(__i386__)
 
 #include <cpuid.h>
+#include <stdbool.h>
+#if defined(__linux__) && defined(__x86_64__)
+#include <sys/syscall.h>
+#include <unistd.h>
+
+/* Linux saves tiles only for processes that asked for them; asking again is harmless. */
+static bool may_use_tiles(void) {
+    enum { ARCH_REQ_XCOMP_PERM = 0x1023, XTILEDATA = 18 };
+    return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XTILEDATA) == 0;
+}
+#else
+static bool may_use_tiles(void) { return false; }
+#endif
 
 /* Registers that the operating system saves (XCR0). */
 static uint32_t saved_state(void) {
@@ -12,46 +27,57 @@ static uint32_t saved_state(void) {
     return low;
 }
 
+typedef struct cpuid_leaf {
+    uint32_t a, b, c, d;
+} cpuid_leaf;
+
+static cpuid_leaf read_leaf(uint32_t leaf, uint32_t subleaf) {
+    cpuid_leaf r;
+    if (!__get_cpuid_count(leaf, subleaf, &r.a, &r.b, &r.c, &r.d)) return (cpuid_leaf){0, 0, 0, 0};
+    return r;
+}
+
 uint32_t lc_cpu_features(void) {
-    enum { OSXSAVE = 1 << 27, YMM_STATE = 0x06, ZMM_STATE = 0xE6 };
-    uint32_t a, b, c, d, features = 0;
-    if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & OSXSAVE)) return 0;
-    const uint32_t leaf1_c = c, state = saved_state();
-    if ((state & YMM_STATE) != YMM_STATE || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return 0;
-    if (leaf1_c & 1u << 12) features |= LC_FEATURE_FMA;
-    if (leaf1_c & 1u << 29) features |= LC_FEATURE_F16C;
-    if (b & 1u << 5) features |= LC_FEATURE_AVX2;
-    if ((state & ZMM_STATE) != ZMM_STATE) return features;
-    if (b & 1u << 16) features |= LC_FEATURE_AVX512F;
-    if (b & 1u << 17) features |= LC_FEATURE_AVX512DQ;
-    if (b & 1u << 30) features |= LC_FEATURE_AVX512BW;
-    if (b & 1u << 31) features |= LC_FEATURE_AVX512VL;
-    if (c & 1u << 1) features |= LC_FEATURE_AVX512VBMI;
-    if (c & 1u << 11) features |= LC_FEATURE_AVX512VNNI;
+    enum { OSXSAVE = 1 << 27, YMM_STATE = 0x06, ZMM_STATE = 0xE6, TILE_STATE = 0x60000 };
+    if (!(read_leaf(1, 0).c & OSXSAVE)) return 0;
+    const uint32_t state = saved_state();
+    uint32_t features = 0;
+#define FEATURE(name, leaf, subleaf, reg, bit, needs) \
+    if ((state & (needs)) == (needs) && read_leaf(leaf, subleaf).reg >> (bit) & 1) features |= LC_FEATURE_##name;
+    LC_X86_FEATURES(FEATURE)
+#undef FEATURE
+    if (features & LC_FEATURE_AMX_TILE && !may_use_tiles()) features &= ~(uint32_t)LC_FEATURE_AMX_TILE;
     return features;
 }
 
-#elif defined(__aarch64__) && defined(__linux__)
+#elif defined(__aarch64__) && (defined(__linux__) || defined(__APPLE__) || defined(_WIN32))
 
+#include <stddef.h>
+
+#if defined(__linux__)
 #include <sys/auxv.h>
-
-uint32_t lc_cpu_features(void) {
-    const unsigned long asimd_dp = 1ul << 20; /* HWCAP_ASIMDDP */
-    return getauxval(AT_HWCAP) & asimd_dp ? LC_FEATURE_DOTPROD : 0;
+#define HAS(word, bit, name, number) (getauxval(word) >> (bit) & 1)
+#elif defined(__APPLE__)
+#include <sys/sysctl.h>
+static int asked(const char *name) {
+    int value = 0;
+    size_t size = sizeof value;
+    return name == NULL || (sysctlbyname(name, &value, &size, NULL, 0) == 0 && value);
 }
-
-#elif defined(__aarch64__) && defined(__APPLE__)
-
-uint32_t lc_cpu_features(void) { return LC_FEATURE_DOTPROD; } /* every Apple silicon has it */
-
-#elif defined(__aarch64__) && defined(_WIN32)
-
+#define HAS(word, bit, name, number) asked(name)
+#else
 #define WIN32_LEAN_AND_MEAN
 #include <windows.h>
+#define HAS(word, bit, name, number) IsProcessorFeaturePresent(number)
+#endif
 
 uint32_t lc_cpu_features(void) {
-    const DWORD arm_v82_dp = 43; /* PF_ARM_V82_DP_INSTRUCTIONS_AVAILABLE */
-    return IsProcessorFeaturePresent(arm_v82_dp) ? LC_FEATURE_DOTPROD : 0;
+    uint32_t features = 0;
+#define FEATURE(name, ...) \
+    if (HAS(__VA_ARGS__)) features |= LC_FEATURE_##name;
+    LC_ARM_FEATURES(FEATURE)
+#undef FEATURE
+    return features;
 }
 
 #else

@@ -2,58 +2,41 @@
 
 #include <string.h>
 
-/* lc_add_isa in CMakeLists.txt defines LC_ISA_<NAME> as the extensions that the file was compiled for. */
-#if defined(LC_ISA_AVX512)
-#define AVX512 lc_kernels_avx512, lc_searches_avx512, LC_ISA_AVX512
-#else
-#define AVX512 NULL, NULL, 0
-#endif
-#if defined(LC_ISA_AVX2)
-#define AVX2 lc_kernels_avx2, lc_searches_avx2, LC_ISA_AVX2
-#else
-#define AVX2 NULL, NULL, 0
-#endif
-#if defined(LC_ISA_NEON)
-#define NEON lc_kernels_neon, lc_searches_neon, LC_ISA_NEON
-#else
-#define NEON NULL, NULL, 0
-#endif
+#include "cpu_features.h"
 
+/* instruction_sets.h is made by instruction_sets.cmake: LC_ISA for what is in this library, LC_ISA_ABSENT for the rest. */
+#define LC_ISA(name, base, searches, needs) \
+    lc_kernels_fn_type lc_kernels_##name;   \
+    lc_kernels_fn_type lc_searches_##searches;
+#define LC_ISA_ABSENT(name, why)
+#include "instruction_sets.h"
+#undef LC_ISA
+#undef LC_ISA_ABSENT
+
+#define LC_ISA(name, base, searches, needs) \
+    {#name, NULL, lc_kernels_##base, lc_kernels_##name, lc_searches_##searches, needs},
+#define LC_ISA_ABSENT(name, why) {#name, why, NULL, NULL, NULL, 0},
 static const struct isa {
     const char *name;
-    lc_kernels_fn fill; /* NULL: not in this library */
+    const char *absent; /* why it is not in this library, or NULL */
+    lc_kernels_fn fill_base;
+    lc_kernels_fn fill;
     lc_kernels_fn fill_searches;
     uint32_t needs;
 } ISAS[] = {
-    {"avx512", AVX512},
-    {"avx2", AVX2},
-    {"neon", NEON},
-    {"ref", lc_kernels_ref, lc_searches_ref, 0},
+#include "instruction_sets.h"
 };
 
 enum { N_ISAS = sizeof ISAS / sizeof *ISAS };
 
-static const struct {
-    uint32_t feature;
-    const char *missing;
-} FEATURES[] = {
-    {LC_FEATURE_AVX2, "this machine has no avx2"},
-    {LC_FEATURE_FMA, "this machine has no fma"},
-    {LC_FEATURE_F16C, "this machine has no f16c"},
-    {LC_FEATURE_AVX512F, "this machine has no avx512f"},
-    {LC_FEATURE_AVX512BW, "this machine has no avx512bw"},
-    {LC_FEATURE_AVX512DQ, "this machine has no avx512dq"},
-    {LC_FEATURE_AVX512VL, "this machine has no avx512vl"},
-    {LC_FEATURE_AVX512VBMI, "this machine has no avx512vbmi"},
-    {LC_FEATURE_AVX512VNNI, "this machine has no avx512vnni"},
-    {LC_FEATURE_DOTPROD, "this machine has no dotprod"},
-};
+#define NO_FEATURE(name, ...) "this machine has no " #name,
+static const char *const NO_FEATURE[] = {LC_X86_FEATURES(NO_FEATURE) LC_ARM_FEATURES(NO_FEATURE)};
 
 static const char *why_missing(const struct isa *isa) {
-    if (isa->fill == NULL) return "not built for this platform";
+    if (isa->absent != NULL) return isa->absent;
     const uint32_t missing = isa->needs & ~lc_cpu_features();
-    for (size_t i = 0; i < sizeof FEATURES / sizeof *FEATURES; i++)
-        if (missing & FEATURES[i].feature) return FEATURES[i].missing;
+    for (int i = 0; i < LC_N_FEATURES; i++)
+        if (missing >> i & 1) return NO_FEATURE[i];
     return NULL;
 }
 
@@ -77,6 +60,7 @@ int lc_isa_select(const char *isa, lc_kernels *table) {
         if (isa != NULL && strcmp(isa, ISAS[i].name) != 0) continue;
         if (why_missing(&ISAS[i]) == NULL) {
             lc_kernels_ref(table);
+            ISAS[i].fill_base(table);
             ISAS[i].fill(table);
             ISAS[i].fill_searches(table);
             return LC_OK;

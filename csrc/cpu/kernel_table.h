@@ -33,13 +33,21 @@ enum {
 /* Activations of `n_tokens` tokens (at most tile_tokens), rounded to q8. n is the length of a row. */
 typedef struct lc_q8_block {
     int32_t n_tokens;
-    int8_t *codes;   /* [n / 4][n_tokens][4] */
+    int32_t run_log2; /* as in the kernel table */
+    int8_t *codes;    /* [n / run][n_tokens][run]; each kernel table has its own run */
     float *scales;   /* [n / 32][n_tokens] */
     int32_t *bias32; /* [n / 32][n_tokens] -code_bias * sum of the group's codes */
     int32_t *bias16; /* [n / 16][n_tokens] the same for each half of a group */
     float *sums32;   /* [n / 32][n_tokens] scale * sum of the group's codes */
     float *sums16;   /* [n / 16][n_tokens] */
 } lc_q8_block;
+
+/* Where the four codes of token t from value k on stand; k is a multiple of 4. */
+static inline int8_t *lc_q8_codes(const lc_q8_block *block, int k, int t) {
+    const int log2 = block->run_log2;
+    const size_t run = (size_t)(k >> log2) * (size_t)block->n_tokens + (size_t)t;
+    return block->codes + (run << log2) + (k & ((1 << log2) - 1));
+}
 
 /* What activations are multiplied by before rounding; 0 where the group is zero or too small to be scaled up. */
 static inline float lc_q8_inverse(float extreme) {
@@ -96,7 +104,8 @@ typedef struct lc_kernels {
     int tile_rows;
     int tile_tokens;
     int few_tokens; /* most tokens that matvec takes, 1 to LC_MAX_FEW_TOKENS */
-    int code_bias; /* 0 or 128: what panels add to the signed codes of formats without minimums */
+    int run_log2;   /* 2 to 5: 1 << run_log2 rounded values of a token stand together */
+    int code_bias;  /* 0 or 128: what panels add to the signed codes of formats without minimums */
 
     /* One token: x [n], n a multiple of 32, into place `t` of its block. */
     void (*quantize_q8)(const float *x, int n, const lc_q8_block *block, int t);
@@ -136,18 +145,15 @@ typedef struct lc_kernels {
                                       const uint8_t *ahead, float *scores);
     void (*mix_along[LC_TYPE_END])(const float *weights, float keep, const uint8_t *rows, size_t row_bytes, int n_k,
                                    int d, const uint8_t *ahead, float *out);
+    /* Every thread calls it when its part of a step is done: gives back what kernels left with the thread. */
+    void (*end_step)(void);
 } lc_kernels;
 
-/* Fills a table: lc_kernels_ref all of it but `search`, the others their own entries over it. */
-typedef void (*lc_kernels_fn)(lc_kernels *table);
-void lc_kernels_ref(lc_kernels *table);
-void lc_kernels_avx2(lc_kernels *table);
-void lc_kernels_avx512(lc_kernels *table);
-void lc_kernels_neon(lc_kernels *table);
-/* Fills `search`. */
-void lc_searches_ref(lc_kernels *table);
-void lc_searches_avx2(lc_kernels *table);
-void lc_searches_avx512(lc_kernels *table);
-void lc_searches_neon(lc_kernels *table);
+/* Fills a table. lc_kernels_ref fills all of it but `search`; others write their own entries over what their base left. The
+ * file of an instruction set calls its function LC_KERNELS and itself LC_ISA_NAME: instruction_sets.cmake defines them.
+ * lc_searches_NAME fills `search`. */
+typedef void lc_kernels_fn_type(lc_kernels *table);
+typedef lc_kernels_fn_type *lc_kernels_fn;
+lc_kernels_fn_type lc_kernels_ref;
 
 #endif

@@ -1,4 +1,4 @@
-/* AVX2 with FMA and F16C. Tiles hold 8 rows in the lanes of a register and 4 tokens. */
+/* AVX2 with FMA and F16C; with AVX-VNNI where the compiler may use it. Tiles hold 8 rows in the lanes of a register and 4 tokens. */
 #include <immintrin.h>
 #include <math.h>
 #include <string.h>
@@ -50,13 +50,12 @@ static void quantize_q8(const float *x, int n, const lc_q8_block *block, int t) 
         int32_t codes[8];
         _mm256_storeu_si256((__m256i *)codes,
                             _mm256_permutevar8x32_epi32(packed, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7)));
-        int8_t *to = block->codes + ((size_t)g * 8 * stride + (size_t)t) * 4;
-        for (int i = 0; i < 8; i++) memcpy(to + (size_t)i * stride * 4, &codes[i], 4);
+        for (int i = 0; i < 8; i++) memcpy(lc_q8_codes(block, g * LC_GROUP + 4 * i, t), &codes[i], 4);
         const size_t at = (size_t)g * stride + (size_t)t, at16 = 2 * (size_t)g * stride + (size_t)t;
         block->scales[at] = scale;
-        block->bias32[at] = 0;
-        block->bias16[at16] = 0;
-        block->bias16[at16 + stride] = 0;
+        block->bias32[at] = -CODE_BIAS * (low + high);
+        block->bias16[at16] = -CODE_BIAS * low;
+        block->bias16[at16 + stride] = -CODE_BIAS * high;
         block->sums32[at] = scale * (float)(low + high);
         block->sums16[at16] = scale * (float)low;
         block->sums16[at16 + stride] = scale * (float)high;
@@ -70,8 +69,9 @@ INLINE void tile(const lc_panel *panel, const lc_q8_block *x, int n, float *c, i
     const uint8_t *w = panel->codes;
     const int8_t *a = x->codes;
     for (int s = 0; s < n / sub; s++) {
+        const int32_t *bias = (sub == 32 ? x->bias32 : x->bias16) + s * n_tokens;
         __m256i sum[TILE_TOKENS];
-        for (int t = 0; t < n_tokens; t++) sum[t] = _mm256_setzero_si256();
+        for (int t = 0; t < n_tokens; t++) sum[t] = _mm256_set1_epi32(CODE_BIAS == 0 || has_min ? 0 : bias[t]);
         for (int k = 0; k < sub / 4; k++, w += 4 * TILE_ROWS, a += 4 * n_tokens) {
             const __m256i codes = v_load(w);
             for (int t = 0; t < n_tokens; t++) sum[t] = dot4(sum[t], codes, broadcast4(a + 4 * t), has_min);
@@ -367,10 +367,11 @@ static void attend_mix(const float *weights, int ldw, const float *keep, int n_q
             mix_block(weights + i * ldw, ldw, keep + i, v + e, n_k, d, out + i * d + e, 1, 2);
 }
 
-void lc_kernels_avx2(lc_kernels *table) {
-    table->isa = "avx2";
+void LC_KERNELS(lc_kernels *table) {
+    table->isa = LC_ISA_NAME;
     table->tile_rows = TILE_ROWS;
     table->tile_tokens = TILE_TOKENS;
+    table->code_bias = CODE_BIAS;
     table->quantize_q8 = quantize_q8;
     table->tile[0] = tile_32;
     table->tile[1] = tile_16;

@@ -1,4 +1,4 @@
-/* AVX-512 with VNNI. Tiles hold 16 rows in the lanes of a register and up to 12 tokens. */
+/* AVX-512, with VNNI where the compiler may use it. Tiles hold 16 rows in the lanes of a register and up to 12 tokens. */
 #include <immintrin.h>
 #include <math.h>
 #include <string.h>
@@ -25,8 +25,7 @@ static void quantize_q8(const float *x, int n, const lc_q8_block *block, int t) 
         int32_t codes[8];
         _mm_storeu_si128((__m128i *)codes, _mm512_cvtsepi32_epi8(qa));
         _mm_storeu_si128((__m128i *)(codes + 4), _mm512_cvtsepi32_epi8(qb));
-        int8_t *to = block->codes + ((size_t)g * 8 * stride + (size_t)t) * 4;
-        for (int i = 0; i < 8; i++) memcpy(to + (size_t)i * stride * 4, &codes[i], 4);
+        for (int i = 0; i < 8; i++) memcpy(lc_q8_codes(block, g * LC_GROUP + 4 * i, t), &codes[i], 4);
         const int low = _mm512_reduce_add_epi32(qa), high = _mm512_reduce_add_epi32(qb);
         const size_t at = (size_t)g * stride + (size_t)t, at16 = 2 * (size_t)g * stride + (size_t)t;
         block->scales[at] = scale;
@@ -54,7 +53,7 @@ static void quantize_q8(const float *x, int n, const lc_q8_block *block, int t) 
 #define TOKENS_12(M) TOKENS_11(M) M(11)
 
 #define LOAD_TOTAL(t) __m512 total##t = _mm512_loadu_ps(c + (t) * ldc);
-#define START_SUM(t) __m512i sum##t = has_min ? _mm512_setzero_si512() : _mm512_set1_epi32(bias[t]);
+#define START_SUM(t) __m512i sum##t = _mm512_set1_epi32(CODE_BIAS == 0 || has_min ? 0 : bias[t]);
 #define ADD_DOT(t) DOT4(sum##t, w, a + 4 * (t), has_min);
 #define ADD_SCALED(t)                                                                                         \
     total##t = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum##t), _mm512_mul_ps(scale, _mm512_set1_ps(a_scale[t])), \
@@ -262,8 +261,8 @@ static void float_to_half(const float *x, int n, uint16_t *h) {
 
 #include "attend_avx512.h"
 
-void lc_kernels_avx512(lc_kernels *table) {
-    table->isa = "avx512";
+void LC_KERNELS(lc_kernels *table) {
+    table->isa = LC_ISA_NAME;
     table->tile_rows = TILE_ROWS;
     table->tile_tokens = TILE_TOKENS;
     table->code_bias = CODE_BIAS;

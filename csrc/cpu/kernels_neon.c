@@ -1,4 +1,4 @@
-/* NEON with dot products (arm64). Tiles hold 4 rows in the lanes of a register and up to 8 tokens. */
+/* NEON (arm64), with dot products where the compiler may use them. Tiles hold 4 rows in the lanes of a register and up to 8 tokens. */
 #include "half.h"
 #include "simd_neon.h"
 #include "block_kernels.h"
@@ -20,14 +20,13 @@ static void quantize_q8(const float *x, int n, const lc_q8_block *block, int t) 
         const float top = vmaxvq_f32(extreme), inverse = lc_q8_inverse(top);
         const float scale = top / 127.0f + vaddvq_f32(poison);
         int32x4_t low = vdupq_n_s32(0), high = vdupq_n_s32(0);
-        int8_t *to = block->codes + ((size_t)g * 8 * stride + (size_t)t) * 4;
-        for (int i = 0; i < 8; i++, to += stride * 4) {
+        for (int i = 0; i < 8; i++) {
             const int32x4_t q = vcvtnq_s32_f32(vmulq_n_f32(v[i], inverse));
             if (i < 4) low = vaddq_s32(low, q);
             else high = vaddq_s32(high, q);
             const int16x4_t q16 = vqmovn_s32(q);
             const uint32_t four = vget_lane_u32(vreinterpret_u32_s8(vqmovn_s16(vcombine_s16(q16, q16))), 0);
-            memcpy(to, &four, 4);
+            memcpy(lc_q8_codes(block, g * LC_GROUP + 4 * i, t), &four, 4);
         }
         const int sum_low = vaddvq_s32(low), sum_high = vaddvq_s32(high);
         const size_t at = (size_t)g * stride + (size_t)t, at16 = 2 * (size_t)g * stride + (size_t)t;
@@ -212,8 +211,8 @@ static void attend_mix(const float *weights, int ldw, const float *keep, int n_q
         for (int e = 0; e < d; e += 16) mix_block(weights + i * ldw, ldw, keep + i, v + e, n_k, d, out + i * d + e, 1);
 }
 
-void lc_kernels_neon(lc_kernels *table) {
-    table->isa = "neon";
+void LC_KERNELS(lc_kernels *table) {
+    table->isa = LC_ISA_NAME;
     table->tile_rows = TILE_ROWS;
     table->tile_tokens = TILE_TOKENS;
     table->quantize_q8 = quantize_q8;

@@ -24,7 +24,7 @@ static void quantize_q8(const float *x, int n, const lc_q8_block *block, int t) 
             const float rounded = poison == 0.0f ? rintf(x[i] * inverse) : 0.0f;
             const int8_t code = (int8_t)rounded;
             sums[i / 16] += code;
-            block->codes[((g * LC_GROUP + i) / 4 * stride + t) * 4 + i % 4] = code;
+            lc_q8_codes(block, g * LC_GROUP + i / 4 * 4, t)[i % 4] = code;
         }
         block->scales[g * stride + t] = scale;
         block->bias32[g * stride + t] = 0;
@@ -172,11 +172,14 @@ static void attend_mix(const float *weights, int ldw, const float *keep, int n_q
     }
 }
 
+static void end_step(void) {}
+
 static const lc_kernels KERNELS = {
-    .isa = "ref",
+    .isa = LC_ISA_NAME,
     .tile_rows = TILE_ROWS,
     .tile_tokens = TILE_TOKENS,
     .few_tokens = 1,
+    .run_log2 = 2,
     .code_bias = 0,
     .quantize_q8 = quantize_q8,
     .tile = {tile_32, tile_16, tile_32_min, tile_16_min},
@@ -192,6 +195,7 @@ static const lc_kernels KERNELS = {
     .attend_scores = attend_scores,
     .exp_sum = exp_sum,
     .attend_mix = attend_mix,
+    .end_step = end_step,
 };
 
-void lc_kernels_ref(lc_kernels *table) { *table = KERNELS; }
+void LC_KERNELS(lc_kernels *table) { *table = KERNELS; }

@@ -21,7 +21,7 @@ lc_q8_block lc_q8_block_at(const lc_kernels *kernels, const lc_q8_store *store, 
     const int n_tokens = left < most ? left : most;
     const size_t n = (size_t)store->n, groups = n / LC_GROUP * (size_t)n_tokens;
     uint8_t *memory = store->memory + (size_t)first * (n + n / LC_GROUP * 7 * sizeof(float));
-    lc_q8_block block = {.n_tokens = n_tokens};
+    lc_q8_block block = {.n_tokens = n_tokens, .run_log2 = kernels->run_log2};
     block.scales = (float *)memory;
     block.bias32 = (int32_t *)(block.scales + groups);
     block.bias16 = block.bias32 + groups;

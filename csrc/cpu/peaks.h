@@ -31,7 +31,7 @@ DEFINE_PEAK(peak_f32, F32_CODE, 8)
 #define INT8_CODE(r) __asm__ volatile("vpdpbusd %%zmm30, %%zmm31, %%zmm" #r ::: "xmm" #r);
 DEFINE_PEAK(peak_int8, INT8_CODE, 128)
 #elif defined(__AVXVNNI__)
-#define INT8_CODE(r) __asm__ volatile("{vex} vpdpbusd %%ymm14, %%ymm15, %%ymm" #r ::: "xmm" #r);
+#define INT8_CODE(r) __asm__ volatile("%{vex%} vpdpbusd %%ymm14, %%ymm15, %%ymm" #r ::: "xmm" #r);
 DEFINE_PEAK(peak_int8, INT8_CODE, 64)
 #elif defined(__AVX2__) /* without dot products: multiply, widen, add */
 #define INT8_CODE(r)                                                                                        \

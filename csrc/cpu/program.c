@@ -227,6 +227,7 @@ static void program_job(void *context, int thread) {
             lc_pool_release(p->pool);
         }
     }
+    p->pool->kernels->end_step();
 }
 
 /* --- steps ---------------------------------------------------------------------------------------------------- */

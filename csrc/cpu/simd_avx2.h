@@ -1,4 +1,4 @@
-/* What block_kernels.h is written in, for AVX2: a `vec` has one dword of each of 8 rows, an `fvec` one float. */
+/* What block_kernels.h is written in, for AVX2 and AVX-VNNI: a `vec` has one dword of each of 8 rows, an `fvec` one float. */
 #ifndef LC_SIMD_AVX2_H
 #define LC_SIMD_AVX2_H
 
@@ -8,7 +8,12 @@
 
 #define INLINE static inline __attribute__((always_inline))
 
+/* AVX-VNNI has one instruction for four products and their sum, of unsigned codes; AVX-512 has it too, encoded otherwise. */
+#if defined(__AVXVNNI__) || (defined(__AVX512VNNI__) && defined(__AVX512VL__))
+enum { TILE_ROWS = 8, CODE_BIAS = 128 };
+#else
 enum { TILE_ROWS = 8, CODE_BIAS = 0 };
+#endif
 
 typedef __m256i vec;
 typedef __m256 fvec;
@@ -54,13 +59,25 @@ INLINE vec broadcast4(const int8_t *p) {
     return v_set32(four);
 }
 
-/* sum += products of 8 rows' next four codes with one token's. Codes of formats with minimums are unsigned; others
- * move their sign to the activation, because the instruction wants one unsigned operand. */
+/* sum += products of 8 rows' next four codes with one token's. Without VNNI: codes of formats with minimums are
+ * unsigned; others move their sign to the activation, because the instruction wants one unsigned operand. */
+#if defined(__AVXVNNI__)
+INLINE vec dot4(vec sum, vec w, vec a, int is_unsigned) {
+    (void)is_unsigned;
+    return _mm256_dpbusd_avx_epi32(sum, w, a);
+}
+#elif defined(__AVX512VNNI__) && defined(__AVX512VL__)
+INLINE vec dot4(vec sum, vec w, vec a, int is_unsigned) {
+    (void)is_unsigned;
+    return _mm256_dpbusd_epi32(sum, w, a);
+}
+#else
 INLINE vec dot4(vec sum, vec w, vec a, int is_unsigned) {
     const vec pairs = is_unsigned ? _mm256_maddubs_epi16(w, a)
                                   : _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(a, w));
     return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
 }
+#endif
 #define DOT4(sum, w, four, has_min) sum = dot4(sum, w, broadcast4(four), has_min)
 
 /* Adds `value` to the bytes of v in which `flags` has all of `bits`, of which there is one a byte. */

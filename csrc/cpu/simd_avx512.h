@@ -1,14 +1,19 @@
-/* What block_kernels.h is written in, for AVX-512: a `vec` has one dword of each of 16 rows, an `fvec` one float. */
+/* What block_kernels.h is written in, for AVX-512 with and without VNNI: a `vec` has one dword of each of 16 rows, an `fvec` one float. */
 #ifndef LC_SIMD_AVX512_H
 #define LC_SIMD_AVX512_H
 
 #include <immintrin.h>
 #include <stdint.h>
+#include <string.h>
 
-#define READ_ALONG /* see matvec_along.h */
 #define INLINE static inline __attribute__((always_inline))
 
+#if defined(__AVX512VNNI__)
+#define READ_ALONG /* see matvec_along.h */
 enum { TILE_ROWS = 16, CODE_BIAS = 128 };
+#else
+enum { TILE_ROWS = 16, CODE_BIAS = 0 };
+#endif
 
 typedef __m512i vec;
 typedef __m512 fvec;
@@ -44,10 +49,25 @@ typedef const uint8_t *lc_rows[TILE_ROWS];
 
 INLINE void f_store_first(float *p, int n, fvec x) { _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), x); }
 
-/* sum += 16 rows' next four codes times the four of one token, which the instruction broadcasts from memory; no
- * intrinsic says that. */
+/* sum += 16 rows' next four codes times the four of one token. */
+#if defined(__AVX512VNNI__)
+/* The instruction broadcasts the token's codes from memory; no intrinsic says that. */
 #define DOT4(sum, w, four, has_min) \
     __asm__("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(w), "m"(*(const int32_t *)(const void *)(four)))
+#else
+/* Codes of formats with minimums are unsigned; others move their sign to the token's codes, because the instruction
+ * wants one unsigned operand. */
+INLINE vec dot4(vec sum, vec w, const int8_t *four, int is_unsigned) {
+    int32_t dword;
+    memcpy(&dword, four, 4);
+    const vec a = v_set32(dword);
+    const vec pairs = is_unsigned ? _mm512_maddubs_epi16(w, a)
+                                  : _mm512_maddubs_epi16(_mm512_abs_epi8(w),
+                                                         _mm512_mask_sub_epi8(a, _mm512_movepi8_mask(w), v_set32(0), a));
+    return _mm512_add_epi32(sum, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
+}
+#define DOT4(sum, w, four, has_min) sum = dot4(sum, w, four, has_min)
+#endif
 
 /* Adds `value` to the bytes of v in which `flags` has any of `bits`. */
 INLINE vec add_where(vec v, vec flags, vec bits, vec value) {

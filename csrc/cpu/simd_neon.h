@@ -1,4 +1,4 @@
-/* What block_kernels.h is written in, for NEON with dot products: a `vec` has one dword of each of 4 rows, an `fvec`
+/* What block_kernels.h is written in, for NEON with and without dot products: a `vec` has one dword of each of 4 rows, an `fvec`
  * one float. */
 #ifndef LC_SIMD_NEON_H
 #define LC_SIMD_NEON_H
@@ -62,7 +62,15 @@ INLINE int8x16_t broadcast4(const int8_t *p) {
 }
 
 /* sum += products of 4 rows' next four codes with one token's. */
+#if defined(__ARM_FEATURE_DOTPROD)
 #define DOT4(sum, w, four, is_unsigned) sum = vdotq_s32(sum, AS_8(w), broadcast4(four))
+#else
+INLINE vec dot4(vec sum, int8x16_t w, int8x16_t a) {
+    const int16x8_t low = vmull_s8(vget_low_s8(w), vget_low_s8(a)), high = vmull_high_s8(w, a);
+    return vpadalq_s16(sum, vpaddq_s16(low, high)); /* two products are at most 2 · 128 · 127 */
+}
+#define DOT4(sum, w, four, is_unsigned) sum = dot4(sum, AS_8(w), broadcast4(four))
+#endif
 
 /* Adds `value` to the bytes of v in which `flags` has any of `bits`. */
 INLINE vec add_where(vec v, vec flags, vec bits, vec value) {

@@ -320,6 +320,7 @@ int main(void) {
         test_quantize_q8(&kernels);
         for (int32_t type = 0; type < LC_TYPE_END; type++)
             if (lc_format_of(type) != NULL) test_matmul(&kernels, lc_format_of(type), type, grid);
+        kernels.end_step();
     }
     printf(n_failed ? "%d checks failed\n" : "all checks passed\n", n_failed);
     return n_failed != 0;

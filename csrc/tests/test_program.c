@@ -8,6 +8,7 @@
 #include "half.h"
 #include "localcoder.h"
 #include "blocks.h"
+#include "thread_pool.h"
 
 enum {
     N_EMBD = 64, N_HEAD = 4, N_HEAD_KV = 2, HEAD_DIM = 16, N_VOCAB = 50, N_CTX = 64, PAGE = 8, N_LAYER = 2,
@@ -157,6 +158,34 @@ static void test_threads_and_chunks(const model *m, const char *isa) {
     }
 }
 
+static lc_tile_fn counted_tile;
+static atomic_int n_counted;
+
+static void count_tile(const lc_panel *panel, const lc_q8_block *x, int n, float *c, int ldc) {
+    atomic_fetch_add(&n_counted, 1);
+    counted_tile(panel, x, n, c, ldc);
+}
+
+/* Steps call through the table of the instruction set that was asked for, whose tiles no other has. */
+static void test_forced_isa(const model *m, const char *isa) {
+    static float logits[N_LOGITS];
+    lc_pool *pool = NULL, *other = NULL;
+    CHECK(lc_pool_new(2, isa, &pool) == LC_OK && strcmp(lc_pool_isa(pool), isa) == 0, "%s", isa);
+    counted_tile = pool->table.tile[0];
+    for (int i = 0; i < lc_isa_count(); i++) {
+        if (lc_isa_missing(i) != NULL || strcmp(lc_isa_name(i), isa) == 0) continue;
+        CHECK(lc_pool_new(1, lc_isa_name(i), &other) == LC_OK, "%s", lc_isa_name(i));
+        CHECK(other->table.tile[0] != counted_tile, "%s and %s share tiles", isa, lc_isa_name(i));
+        lc_pool_free(other);
+    }
+    pool->table.tile[0] = count_tile;
+    runner r = new_runner(m, pool);
+    n_counted = 0;
+    CHECK(run_tokens(&r, 0, N_TOKENS, logits) == LC_OK && n_counted > 0, "%s: %d tiles", isa, (int)n_counted);
+    free_runner(&r);
+    lc_pool_free(pool);
+}
+
 typedef struct caller {
     const model *m;
     lc_pool *pool;
@@ -247,7 +276,10 @@ int main(int argc, char **argv) {
     (void)argv;
     model *m = new_model();
     for (int isa = 0; isa < lc_isa_count(); isa++)
-        if (lc_isa_missing(isa) == NULL) test_threads_and_chunks(m, lc_isa_name(isa));
+        if (lc_isa_missing(isa) == NULL) {
+            test_threads_and_chunks(m, lc_isa_name(isa));
+            test_forced_isa(m, lc_isa_name(isa));
+        }
     test_two_callers(m);
     if (argc < 2) test_fork(m);
     test_refusals(m);

@@ -93,11 +93,13 @@ class Backend(ABC):
 
 @dataclass(frozen=True)
 class InstructionSet:
-    """An instruction set that a backend knows: `reason` says why it is not usable here, None where it is."""
+    """An instruction set that a backend knows: `reason` says why it is not usable here, None where it is; `in_use`,
+    whether the backend takes it when it is opened now."""
 
     name: str
     usable: bool
     reason: str | None = None
+    in_use: bool = False
 
 
 class HostKVStore(KVStore):

@@ -28,7 +28,8 @@ def devices(as_json: bool) -> None:
         if report.reason:
             click.echo(f"{'':<12} because: {report.reason}")
         for isa in report.instruction_sets:
-            click.echo(f"{'':<12} {isa.name:<12} {'usable' if isa.usable else f'not usable: {isa.reason}'}")
+            state = "used" if isa.in_use else "usable" if isa.usable else f"not usable: {isa.reason}"
+            click.echo(f"{'':<12} {isa.name:<12} {state}")
     click.echo(f"threads: {threads}")
     if stranger:
         click.echo(f"warning: {stranger}", err=True)

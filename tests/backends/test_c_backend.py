@@ -59,7 +59,7 @@ def test_the_forced_instruction_set_is_the_one_that_runs(isa):
 def test_without_force_the_best_runs(monkeypatch):
     monkeypatch.delenv("LOCALCODER_CPU", raising=False)
     assert CBackend(1).isa == USABLE[0]
-    assert USABLE[-1] == "ref"
+    assert "ref" in USABLE
 
 
 def test_a_wrong_name_fails_and_tells_the_right_ones(monkeypatch):

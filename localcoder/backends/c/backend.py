@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from typing import Any
 
@@ -41,12 +40,9 @@ class CBackend(Backend):
     def __init__(self, threads: int | None = None, *, isa: str | None = None) -> None:
         self._ffi, self._lib = load()
         self.threads = thread_count(threads)
-        wanted = isa or os.environ.get("LOCALCODER_CPU") or None
+        (used,) = (known.name for known in instruction_sets(isa) if known.in_use)
         out = self._ffi.new("lc_pool **")
-        status = self._lib.lc_pool_new(self.threads, wanted.encode() if wanted else self._ffi.NULL, out)
-        if status in (self._lib.LC_NO_SUCH_ISA, self._lib.LC_ISA_UNSUPPORTED):
-            raise BackendError(_why_not(wanted))
-        self.check(status)
+        self.check(self._lib.lc_pool_new(self.threads, used.encode(), out))
         self.pool = self._ffi.gc(out[0], self._lib.lc_pool_free)
         self.isa = self._ffi.string(self._lib.lc_pool_isa(self.pool)).decode()
         self.description = f"C core, {self.isa}, {self.threads} thread{'s' if self.threads > 1 else ''}"
@@ -142,14 +138,6 @@ class CBackend(Backend):
         if self.pool is not None:
             self._ffi.release(self.pool)
             self.pool = None
-
-
-def _why_not(wanted: str | None) -> str:
-    known = {isa.name: isa.reason for isa in instruction_sets()}
-    usable = ", ".join(name for name, reason in known.items() if reason is None)
-    if wanted in known:
-        return f"instruction set {wanted} (LOCALCODER_CPU): {known[wanted]}; usable here: {usable}"
-    return f"unknown instruction set {wanted!r} (LOCALCODER_CPU); usable here: {usable}"
 
 
 class CExecutable(Executable):

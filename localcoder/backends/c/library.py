@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.resources
+import os
 import sys
 from functools import cache
 from pathlib import Path
@@ -65,12 +66,28 @@ def availability() -> str | None:
     return None
 
 
-def instruction_sets() -> list[InstructionSet]:
-    """Those that the library knows, best first."""
+def instruction_sets(wanted: str | None = None) -> list[InstructionSet]:
+    """Those that the library knows, best first.
+
+    Args:
+        wanted: the one to use; default: LOCALCODER_CPU, else the best that this machine has.
+
+    Raises:
+        BackendError: `wanted` is unknown or cannot run here; the message names those that can.
+    """
     ffi, lib = load()
-    found = []
+    wanted = wanted or os.environ.get("LOCALCODER_CPU") or None
+    reasons: dict[str, str | None] = {}
     for i in range(lib.lc_isa_count()):
         missing = lib.lc_isa_missing(i)
-        reason = ffi.string(missing).decode() if missing else None
-        found.append(InstructionSet(ffi.string(lib.lc_isa_name(i)).decode(), reason is None, reason))
-    return found
+        reasons[ffi.string(lib.lc_isa_name(i)).decode()] = ffi.string(missing).decode() if missing else None
+    usable = [name for name, reason in reasons.items() if reason is None]
+    if wanted is not None and wanted not in usable:
+        problem = (
+            f"instruction set {wanted} (LOCALCODER_CPU): {reasons[wanted]}"
+            if wanted in reasons
+            else (f"unknown instruction set {wanted!r} (LOCALCODER_CPU)")
+        )
+        raise BackendError(f"{problem}; usable here: {', '.join(usable)}")
+    used = wanted or usable[0]
+    return [InstructionSet(name, reason is None, reason, name == used) for name, reason in reasons.items()]

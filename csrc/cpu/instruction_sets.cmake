@@ -1,0 +1,115 @@
+# The instruction sets: from this one list CMake compiles them and dispatch.c chooses among them.
+#
+# lc_isa(NAME ARCH [BASE isa] [SEARCHES isa] [TEST_ONLY] [FLAGS alternative...] [FEATURES feature...])
+#
+# compiles csrc/cpu/kernels_NAME.c. ARCH: X86_64, ARM64 or ANY. FEATURES: what a machine must have (cpu_features.h); each
+# stands for its compiler flag, unless there are FLAGS: ways to say the same, of which the first that the compiler
+# understands is taken. BASE: whose kernels it overrides (default: ref). SEARCHES: whose quantize_search_NAME.c it uses
+# (default: its own). TEST_ONLY: in builds with LOCALCODER_BUILD_TESTS.
+include(CheckCCompilerFlag)
+include(CheckCSourceCompiles)
+
+foreach(arch_and_macro X86_64=__x86_64__ ARM64=__aarch64__)
+  string(REPLACE "=" ";" pair ${arch_and_macro})
+  list(GET pair 0 arch)
+  list(GET pair 1 macro)
+  check_c_source_compiles("
+#if !defined(${macro})
+#error another processor
+#endif
+int main(void) { return 0; }" LOCALCODER_${arch})
+endforeach()
+set(LOCALCODER_ANY ON)
+
+# The first of the alternatives, each a list of flags, that the compiler understands; "NOTFOUND" if none.
+function(lc_find_flags result)
+  set(${result} "NOTFOUND" PARENT_SCOPE)
+  foreach(flags ${ARGN})
+    string(REPLACE " " ";" flags "${flags}")
+    string(MAKE_C_IDENTIFIER "LOCALCODER_HAS${flags}" has)
+    string(REPLACE ";" " " CMAKE_REQUIRED_FLAGS "${flags}")
+    check_c_source_compiles("int main(void) { return 0; }" ${has})
+    if(${has})
+      set(${result} "${flags}" PARENT_SCOPE)
+      return()
+    endif()
+  endforeach()
+endfunction()
+
+set(LC_ISA_LINES "")
+
+function(lc_isa name arch)
+  cmake_parse_arguments(ISA "TEST_ONLY" "BASE;SEARCHES" "FEATURES;FLAGS" ${ARGN})
+  if(ISA_TEST_ONLY AND NOT LOCALCODER_BUILD_TESTS)
+    return()
+  endif()
+  if(NOT ISA_BASE)
+    set(ISA_BASE ref)
+  endif()
+  if(NOT ISA_SEARCHES)
+    set(ISA_SEARCHES ${name})
+  endif()
+  set(mask "0")
+  set(feature_flags "")
+  foreach(feature ${ISA_FEATURES})
+    string(APPEND mask " | LC_FEATURE_${feature}")
+    string(TOLOWER "-m${feature}" flag)
+    string(REPLACE "_" "-" flag ${flag})
+    string(APPEND feature_flags " ${flag}")
+  endforeach()
+  if(NOT ISA_FLAGS)
+    string(STRIP "${feature_flags}" ISA_FLAGS)
+  endif()
+
+  set(absent "")
+  set(flags "")
+  if(NOT LOCALCODER_${arch})
+    set(absent "not built for this platform")
+  elseif(ISA_FLAGS)
+    lc_find_flags(flags ${ISA_FLAGS})
+    if(NOT flags)
+      set(absent "not built: the compiler does not know it")
+    endif()
+  endif()
+  if(absent)
+    set(line "LC_ISA_ABSENT(${name}, \"${absent}\")")
+  else()
+    set(line "LC_ISA(${name}, ${ISA_BASE}, ${ISA_SEARCHES}, ${mask})")
+    set(kernels csrc/cpu/kernels_${name}.c)
+    set(files ${kernels})
+    if(ISA_SEARCHES STREQUAL name)
+      set(search csrc/cpu/quantize_search_${name}.c)
+      list(APPEND files ${search})
+    endif()
+    target_sources(localcoder_core PRIVATE ${files})
+    set_source_files_properties(${files} PROPERTIES COMPILE_OPTIONS "${flags}")
+    set_source_files_properties(${kernels} PROPERTIES COMPILE_DEFINITIONS
+      "LC_KERNELS=lc_kernels_${name};LC_ISA_NAME=\"${name}\"")
+    if(search AND LOCALCODER_SANITIZE AND NOT name STREQUAL ref)
+      # The search is one text for all instruction sets and slow to compile with checks: quantize_search_ref.c has them.
+      set_property(SOURCE ${search} APPEND PROPERTY COMPILE_OPTIONS -fno-sanitize=all)
+    endif()
+  endif()
+  set(LC_ISA_LINES "${LC_ISA_LINES}${line}\n" PARENT_SCOPE)
+endfunction()
+
+# Best first; `ref` runs everywhere.
+set(avx2 AVX2 FMA F16C)
+set(avx512 ${avx2} AVX512F AVX512BW AVX512DQ AVX512VL)
+set(avx512vnni ${avx512} AVX512VNNI)
+lc_isa(amx          X86_64 BASE avx512vnni SEARCHES avx512 FEATURES ${avx512vnni} AMX_TILE AMX_INT8)
+lc_isa(avx512vnni   X86_64 SEARCHES avx512 FEATURES ${avx512vnni})
+lc_isa(avx512       X86_64 FEATURES ${avx512})
+lc_isa(avxvnni      X86_64 SEARCHES avx2 FEATURES ${avx2} AVXVNNI)
+lc_isa(avx2         X86_64 FEATURES ${avx2})
+lc_isa(neon_i8mm    ARM64 BASE neon_dotprod SEARCHES neon FEATURES DOTPROD I8MM
+       FLAGS -march=armv8.2-a+dotprod+i8mm -mcpu=generic+dotprod+i8mm)
+lc_isa(neon_dotprod ARM64 SEARCHES neon FEATURES DOTPROD FLAGS -march=armv8.2-a+dotprod -mcpu=generic+dotprod)
+lc_isa(neon         ARM64)
+lc_isa(ref          ANY)
+# For tests alone, and taken only by name.
+lc_isa(amx_emulated X86_64 TEST_ONLY BASE avx512vnni SEARCHES avx512 FEATURES ${avx512vnni})
+lc_isa(avxvnni_evex X86_64 TEST_ONLY SEARCHES avx2 FEATURES ${avx2} AVX512F AVX512VL AVX512VNNI)
+
+file(GENERATE OUTPUT ${CMAKE_CURRENT_BINARY_DIR}/generated/instruction_sets.h CONTENT "${LC_ISA_LINES}")
+target_include_directories(localcoder_core PRIVATE ${CMAKE_CURRENT_BINARY_DIR}/generated)
