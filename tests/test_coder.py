@@ -190,6 +190,40 @@ def test_the_context_can_be_filled_to_its_end(path):
         assert (done.finish_reason, done.n_tokens) == ("length", 12)
 
 
+def test_log_probabilities_of_each_token(coder):
+    done = coder.generate(PROMPT, max_tokens=4, logprobs=3)
+    ids = [*coder.tokenize(PROMPT), *(record.token for record in done.logprobs)]
+    rows = coder.logits(ids)[-5:-1]
+    assert [record.token for record in done.logprobs] == [
+        int(row[: 256 + 9].argmax()) for row in rows
+    ]  # the rest is padding
+    first = done.logprobs[0]
+    logits = coder.logits(coder.tokenize(PROMPT))[-1].astype(np.float64)
+    expected = logits - np.log(np.exp(logits - logits.max()).sum()) - logits.max()
+    assert abs(first.logprob - expected[first.token]) < 1e-3
+    assert first.top[0][0] == first.token
+    assert len(first.top) == 3
+    assert coder.generate(PROMPT, max_tokens=1).logprobs is None
+
+
+def test_edits_in_the_middle_of_a_file_cost_what_follows_them(path):
+    """And the text is that of a fresh model."""
+    with Coder(path, n_ctx=4200) as coder:
+        lines = [f"v{i:03} = {i:03}\n" for i in range(330)]  # one token for each byte
+        coder.generate("".join(lines), max_tokens=4)
+        n_prefill = n_after = 0
+        for edit in range(8):
+            at = 40 * edit + 20
+            lines[at] = f"w{at:03} = {at:03}\n"
+            text = "".join(lines)
+            done = coder.generate(text, max_tokens=4)
+            n_prefill += done.timings.n_prefill
+            n_after += len("".join(lines[at:]))
+        assert n_prefill <= 1.5 * n_after
+    with Coder(path, n_ctx=4200) as fresh:
+        assert fresh.complete(text, max_tokens=4) == done.text
+
+
 def test_public_names():
     assert sorted(localcoder.__all__) == localcoder.__all__
     for name in localcoder.__all__:

@@ -13,7 +13,7 @@ import click
 
 from localcoder.errors import FileError, OptionError
 from localcoder.model.kv_types import KV_TYPES
-from localcoder.session.options import GenerationOptions, Range
+from localcoder.session.options import SAMPLERS, GenerationOptions, Range
 
 if TYPE_CHECKING:
     from localcoder.coder import Coder
@@ -35,12 +35,41 @@ n_ctx_option = click.option(
 )
 
 
+def _bias_of(ctx: click.Context, option: click.Parameter, values: tuple[str, ...]) -> dict[int, float] | None:
+    """ID=NUMBER, several of them."""
+    try:
+        return {int(token): float(number) for token, number in (value.split("=") for value in values)} or None
+    except ValueError:
+        raise click.BadParameter("expected ID=NUMBER, with a token id") from None
+
+
+def _names_of(ctx: click.Context, option: click.Parameter, value: str | None) -> list[str] | None:
+    return None if value is None else value.replace(",", " ").split()
+
+
+_OPTIONS_OF_THEIR_OWN: dict[str, Callable[[Any], Any]] = {  # of fields that are no numbers
+    "stop": click.option("--stop", multiple=True, metavar="TEXT", help="End before this text; may be repeated."),
+    "logit_bias": click.option(
+        "--logit-bias", multiple=True, metavar="ID=NUMBER", callback=_bias_of,
+        help="Add to a token's logit; may be repeated.",
+    ),
+    "samplers": click.option(
+        "--samplers", metavar="NAMES", callback=_names_of,
+        help=f"Filters in their order.  [default: {','.join(SAMPLERS)}]",
+    ),
+    "speculate": click.option(
+        "--speculate/--no-speculate", default=None,
+        help="Guess what repeats itself; the text is the same.  [default: on]",
+    ),
+}  # fmt: skip
+
+
 def generation_options(command: Decorated) -> Decorated:
     """One option for every field of GenerationOptions, as a parameter of that name; None: not given."""
     for spec in reversed(fields(GenerationOptions)):
         name = "--" + spec.name.replace("_", "-")
-        if spec.name == "stop":
-            option = click.option(name, multiple=True, metavar="TEXT", help="End before this text; may be repeated.")
+        if spec.name in _OPTIONS_OF_THEIR_OWN:
+            option = _OPTIONS_OF_THEIR_OWN[spec.name]
         else:
             range_: Range = spec.metadata["range"]
             kind = int if str(spec.type).startswith("int") else float

@@ -11,11 +11,13 @@ from typing import Literal
 import numpy as np
 
 from localcoder.session.constraint import Edges
+from localcoder.session.lookup import Lookup
 from localcoder.session.options import GenerationOptions
-from localcoder.session.sampler import Sampler, logprobs
+from localcoder.session.sampler import Logprob, Sampler, logprobs
 from localcoder.session.session import Session
 from localcoder.tokenizer.tokenizer import StreamDecoder, Tokenizer
 
+_DRY_BREAKERS = b'\n:"*'  # a token with one of these bytes ends what DRY takes for a repetition
 FinishReason = Literal["stop", "length"]
 
 
@@ -48,6 +50,8 @@ class Completion:
         n_prompt_tokens: with BOS.
         n_tokens: generated tokens; a token that only says "end of text" is not counted.
         seed: with it and the same options the text can be made again.
+        logprobs: with the option of that name, one for each token, the token that says "end of text" included.
+        n_drafted, n_accepted: tokens that speculation guessed, and those of them that were right.
     """
 
     text: str
@@ -56,6 +60,9 @@ class Completion:
     n_tokens: int
     seed: int
     timings: Timings
+    logprobs: tuple[Logprob, ...] | None = None
+    n_drafted: int = 0
+    n_accepted: int = 0
 
 
 class StopStrings:
@@ -120,7 +127,10 @@ class Generation:
         self._prompt = prompt
         self._options = options
         self._begun, self._after = begun, after
-        self._sampler = Sampler(options, np.flatnonzero(tokenizer.unsampleable(n_vocab)).tolist())
+        forbidden = np.flatnonzero(tokenizer.unsampleable(n_vocab)).tolist()
+        breakers = tokenizer.ids_with(_DRY_BREAKERS) if options.dry_multiplier else ()
+        self._sampler = Sampler(options, forbidden, breakers=breakers, n_logprobs=options.logprobs)
+        self._lookup: Lookup | None = None
         self._finish_reason: FinishReason | None = None
         self._text: list[str] = []
         self._times: list[float] = []  # the start, then each token
@@ -153,8 +163,14 @@ class Generation:
             self._times = [time.perf_counter()]
             prompt, longer = self._open(session, decoder)
             edges = Edges(self._tokenizer, longer, self._after, stop_ids) if longer or self._after else None
+            self._lookup = Lookup(prompt) if self._options.speculate else None
             for token in session.generate(
-                prompt, self._sampler, max_tokens=self._options.max_tokens, stop_ids=stop_ids, constraint=edges
+                prompt,
+                self._sampler,
+                max_tokens=self._options.max_tokens,
+                stop_ids=stop_ids,
+                constraint=edges,
+                lookup=self._lookup,
             ):
                 self._times.append(time.perf_counter())
                 if len(self._times) == 2:
@@ -195,6 +211,9 @@ class Generation:
             n_prompt_tokens=len(self._prompt),
             n_tokens=n_sampled - self._n_ends,
             seed=self._sampler.seed,
+            logprobs=None if self._options.logprobs is None else tuple(self._sampler.logprobs),
+            n_drafted=self._lookup.n_drafted if self._lookup else 0,
+            n_accepted=self._lookup.n_accepted if self._lookup else 0,
             timings=Timings(
                 n_prefill=self._n_prefill,
                 prefill_tps=self._n_prefill / first if first else 0.0,

@@ -6,12 +6,13 @@ The Python API takes these fields as keyword arguments and the terminal turns ea
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, TypedDict
 
 from localcoder.errors import OptionError
 
+SAMPLERS = ("top_k", "typical_p", "top_p", "min_p", "temperature")
 ANSWER_SHARE = 4  # where a prompt is cut to the context, at most one in so many positions is kept for the answer
 
 
@@ -32,9 +33,15 @@ def _number(default: float | None, low: float, high: float, help: str) -> Any:
 class SamplingOptions:
     """How the next token is chosen from the logits.
 
-    The chain is: repeat penalty, top-k, top-p, min-p, temperature, draw. The filters see the distribution at
-    temperature 1. The defaults are greedy: code has to be right rather than varied, a greedy answer can be repeated,
-    and the DeepSeek-Coder figures were made that way; the filters matter once a temperature is given.
+    The chain is: logit bias, penalties, then `samplers` in their order, draw. By default temperature is the last of
+    them, so that the filters see the distribution at temperature 1. The defaults are greedy: code has to be right
+    rather than varied, a greedy answer can be repeated, and the DeepSeek-Coder figures were made that way; the filters
+    matter once a temperature is given.
+
+    Attributes:
+        logit_bias: what is added to the logits of token ids.
+        samplers: the filters and the temperature, each at most once, in the order in which they work; what is left out
+            does not.
 
     Raises:
         OptionError: a value of the wrong type or out of its range; names the option and the range.
@@ -44,14 +51,37 @@ class SamplingOptions:
     top_k: int = _number(40, 0, 1 << 31, "Draw among the K likeliest tokens only; 0: all.")
     top_p: float = _number(0.95, 0, 1, "Draw among the likeliest tokens that together reach this probability.")
     min_p: float = _number(0.0, 0, 1, "Drop tokens less likely than this fraction of the likeliest.")
+    typical_p: float = _number(1.0, 0, 1, "Draw among tokens about as surprising as expected, up to this probability.")
     repeat_penalty: float = _number(1.0, 0.01, 100, "Weakens tokens of the recent text; 1: off.")
-    repeat_last_n: int = _number(64, 0, 1 << 31, "How many recent tokens the repeat penalty looks at.")
+    frequency_penalty: float = _number(0.0, -100, 100, "Taken off a token's logit for each time it occurred lately.")
+    presence_penalty: float = _number(0.0, -100, 100, "Taken off a token's logit if it occurred lately.")
+    repeat_last_n: int = _number(64, 0, 1 << 31, "How many recent tokens these three penalties look at.")
+    dry_multiplier: float = _number(0.0, 0, 100, "Weakens tokens that would go on with a repetition; 0: off.")
+    dry_base: float = _number(1.75, 1, 100, "How fast that grows with the length of the repetition.")
+    dry_allowed_length: int = _number(2, 0, 1 << 31, "The longest repetition, in tokens, that is allowed.")
+    mirostat_tau: float = _number(0.0, 0, 100, "Keeps the surprise near this many bits (mirostat 2); 0: off.")
+    mirostat_eta: float = _number(0.1, 0, 1, "How fast mirostat learns.")
     seed: int | None = _number(None, 0, (1 << 64) - 1, "Makes the draws repeatable; default: a new seed each time.")
 
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    samplers: Sequence[str] = SAMPLERS
+
     def __post_init__(self) -> None:
+        _check_bias(self.logit_bias)
+        samplers = tuple(self.samplers)
+        if len(set(samplers)) != len(samplers) or not set(samplers) <= set(SAMPLERS):
+            raise OptionError(f"samplers is {list(samplers)!r}; expected some of {', '.join(SAMPLERS)}, each once")
+        object.__setattr__(self, "samplers", samplers)
         for spec in fields(self):
             if "range" in spec.metadata:
                 _check_number(spec.name, getattr(self, spec.name), str(spec.type), spec.metadata["range"])
+
+
+def _check_bias(bias: Mapping[int, float]) -> None:
+    for token, value in bias.items() if isinstance(bias, Mapping) else [(bias, None)]:
+        number = isinstance(value, (int, float)) and not isinstance(value, bool) and not math.isnan(value)
+        if not hasattr(token, "__index__") or isinstance(token, bool) or token < 0 or not number or value == math.inf:
+            raise OptionError(f"logit_bias has {token!r}: {value!r}; expected token ids and numbers")
 
 
 def _check_number(name: str, value: Any, type_: str, range_: Range) -> None:
@@ -73,10 +103,15 @@ class GenerationOptions(SamplingOptions):
     Attributes:
         max_tokens: most tokens to generate; None: until the model ends its text or the context is full.
         stop: strings that end the text; the text before the first of them is the result.
+        logprobs: for each token also its logarithmic probability, and those of so many likeliest; None: not.
+        speculate: whether to guess what repeats itself, in prompt and output, and check several tokens at once. The
+            tokens are the same with it and without.
     """
 
     max_tokens: int | None = _number(256, 1, 1 << 31, "Most tokens to generate.")
     stop: Sequence[str] = ()
+    logprobs: int | None = _number(None, 0, 100, "Also the probabilities of each token and of so many likeliest.")
+    speculate: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -84,6 +119,8 @@ class GenerationOptions(SamplingOptions):
         if not all(isinstance(s, str) and s for s in stop):
             raise OptionError(f"stop is {list(stop)!r}; expected strings that are not empty")
         object.__setattr__(self, "stop", stop)
+        if not isinstance(self.speculate, bool):
+            raise OptionError(f"speculate is {self.speculate!r}; expected True or False")
 
 
 class GenerationArguments(TypedDict, total=False):
@@ -93,8 +130,20 @@ class GenerationArguments(TypedDict, total=False):
     top_k: int
     top_p: float
     min_p: float
+    typical_p: float
     repeat_penalty: float
+    frequency_penalty: float
+    presence_penalty: float
     repeat_last_n: int
+    dry_multiplier: float
+    dry_base: float
+    dry_allowed_length: int
+    mirostat_tau: float
+    mirostat_eta: float
     seed: int | None
+    logit_bias: Mapping[int, float]
+    samplers: Sequence[str]
     max_tokens: int | None
     stop: str | Sequence[str]
+    logprobs: int | None
+    speculate: bool

@@ -7,13 +7,13 @@ would cost 1.5 ms for the family's 32,256 words.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Collection, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from localcoder.errors import NumericsError
+from localcoder.errors import NumericsError, OptionError
 from localcoder.quants.spec import Float32
 from localcoder.session.constraint import Constraint
 from localcoder.session.options import SamplingOptions
@@ -23,6 +23,8 @@ Float64 = NDArray[np.float64]
 _HEAD = 256  # a nucleus is nearly always smaller than this
 _BISECTIONS = 10
 _DRAW_BLOCK = 256
+_DRY_WINDOW = 4096  # tokens in which repetitions are looked for
+_DRY_LONGEST = 64  # a longer repetition weakens no more
 
 
 class Candidates(NamedTuple):
@@ -93,6 +95,23 @@ def keep_min_p(c: Candidates, p: float) -> Candidates:
     return Candidates(c.ids[kept], c.logits[kept])
 
 
+def keep_typical(c: Candidates, p: float) -> Candidates:
+    """The fewest tokens that reach probability p, those closest to the expected surprise first; p = 1 keeps all.
+
+    Locally typical sampling, https://arxiv.org/abs/2202.00666.
+    """
+    if p >= 1:
+        return c
+    possible = np.flatnonzero(np.isfinite(c.logits))
+    logs = logprobs(c.logits[possible])
+    probabilities = np.exp(logs)
+    distance = np.abs(-logs + (probabilities * logs).sum())
+    order = np.argsort(distance, kind="stable")
+    n_kept = min(int(np.searchsorted(np.cumsum(probabilities[order]), p)) + 1, len(order))
+    kept = possible[order[:n_kept]]
+    return Candidates(c.ids[kept], c.logits[kept])
+
+
 def penalize_repeats(logits: Float32, recent: Sequence[int], penalty: float) -> Float32:
     """A copy of logits [n_vocab] in which tokens of `recent` are weaker: positive ones divided, negative multiplied.
 
@@ -102,6 +121,42 @@ def penalize_repeats(logits: Float32, recent: Sequence[int], penalty: float) -> 
     weakened = logits.copy()
     values = logits[seen]
     weakened[seen] = np.where(values > 0, values / np.float32(penalty), values * np.float32(penalty))
+    return weakened
+
+
+def penalize_counts(logits: Float32, recent: Sequence[int], frequency: float, presence: float) -> Float32:
+    """A copy of logits [n_vocab] less `frequency` for each time a token is in `recent`, and `presence` if it is."""
+    seen, counts = np.unique(np.asarray(recent, np.intp), return_counts=True)
+    weakened = logits.copy()
+    weakened[seen] -= (frequency * counts + presence).astype(np.float32)
+    return weakened
+
+
+def penalize_repetitions(
+    logits: Float32, history: Sequence[int], multiplier: float, base: float, allowed: int, breakers: Collection[int]
+) -> Float32:
+    """A copy of logits [n_vocab] in which tokens that would go on with a repetition are weaker ("DRY").
+
+    If the last n >= `allowed` tokens stood in the history before, followed by token t, t loses
+    multiplier * base ** (n - allowed), for the longest such n (https://github.com/oobabooga/text-generation-webui/pull/5677).
+
+    Args:
+        breakers: tokens that no repetition reaches across.
+    """
+    tokens = np.asarray(history[-_DRY_WINDOW:], np.int64)
+    if len(tokens) < 2 or tokens[-1] in breakers:
+        return logits
+    weakened = logits.copy()
+    longest: dict[int, int] = {}
+    for end in np.flatnonzero(tokens[:-1] == tokens[-1]).tolist():
+        n = 1
+        while n <= end and tokens[end - n] == tokens[-1 - n] and tokens[-1 - n] not in breakers and n < _DRY_LONGEST:
+            n += 1
+        following = int(tokens[end + 1])
+        longest[following] = max(longest.get(following, 0), n)
+    for token, n in longest.items():
+        if n >= allowed and token not in breakers:
+            weakened[token] -= np.float32(multiplier * base ** (n - allowed))
     return weakened
 
 
@@ -126,23 +181,49 @@ def draw(c: Candidates, temperature: float, u: float) -> int:
     return int(c.ids[block * _DRAW_BLOCK + min(int(reached), last)])
 
 
+class Logprob(NamedTuple):
+    """A chosen token, with the logarithms of the model's own probabilities, before penalties and filters.
+
+    Attributes:
+        top: the likeliest tokens, likeliest first, with theirs.
+    """
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+
+
 class Sampler:
     """Chooses tokens for one generation. The same seed and logits give the same tokens.
 
     Args:
         options: the chain and its parameters.
         forbidden: ids that are never chosen (the vocabulary's padding rows).
+        breakers: ids that no repetition reaches across, for DRY.
+        n_logprobs: how many of the likeliest tokens to record for each that is chosen; None: nothing is recorded.
 
     Attributes:
         seed: the seed in use; with options.seed = None a fresh one.
+        logprobs: what was recorded, one for each choice.
     """
 
-    def __init__(self, options: SamplingOptions, forbidden: Collection[int] = ()) -> None:
+    def __init__(
+        self,
+        options: SamplingOptions,
+        forbidden: Collection[int] = (),
+        *,
+        breakers: Collection[int] = (),
+        n_logprobs: int | None = None,
+    ) -> None:
         self._options = options
         self._forbidden = np.array(sorted(forbidden), np.intp)
+        self._breakers = frozenset(breakers)
+        self._n_logprobs = n_logprobs
         self._all_ids: Ids = np.empty(0, np.intp)
+        self._mu = 2 * options.mirostat_tau
         self.seed = secrets.randbits(32) if options.seed is None else int(options.seed)
         self._random = np.random.default_rng(self.seed)
+        self.logprobs: list[Logprob] = []
 
     def sample(self, logits: Float32, history: Sequence[int], constraint: Constraint | None = None) -> int:
         """The next token after `history` (prompt and what was generated), from logits float32 [n_vocab], among those
@@ -150,21 +231,76 @@ class Sampler:
 
         Raises:
             NumericsError: a logit is NaN or infinite.
+            OptionError: logit_bias has an id outside the vocabulary.
         """
         if not np.isfinite(logits).all():
             raise NumericsError("the model computed logits that are not finite: its file is damaged, or a kernel wrong")
-        o = self._options
-        if o.repeat_penalty != 1 and o.repeat_last_n and history:
-            logits = penalize_repeats(logits, history[-o.repeat_last_n :], o.repeat_penalty)
+        weakened = self._weakened(logits, history)
         if len(self._forbidden):
-            logits = logits.copy()
-            logits[self._forbidden] = -np.inf
+            weakened = weakened.copy()
+            weakened[self._forbidden] = -np.inf
         if constraint is not None:
-            logits = constraint.restrict(logits)
+            weakened = constraint.restrict(weakened)
+        token = self._choose(weakened)
+        if self._n_logprobs is not None:
+            self._record(logits, token, self._n_logprobs)
+        return token
+
+    def _weakened(self, logits: Float32, history: Sequence[int]) -> Float32:
+        """The logits with bias and penalties."""
+        o = self._options
+        if o.logit_bias:
+            if max(o.logit_bias) >= len(logits):
+                raise OptionError(f"logit_bias has token {max(o.logit_bias)}; the model has {len(logits)}")
+            logits = logits.copy()
+            logits[list(o.logit_bias)] += np.array(list(o.logit_bias.values()), np.float32)
+        recent = history[-o.repeat_last_n :] if o.repeat_last_n else ()
+        if o.repeat_penalty != 1 and recent:
+            logits = penalize_repeats(logits, recent, o.repeat_penalty)
+        if (o.frequency_penalty or o.presence_penalty) and recent:
+            logits = penalize_counts(logits, recent, o.frequency_penalty, o.presence_penalty)
+        if o.dry_multiplier:
+            base, allowed = o.dry_base, o.dry_allowed_length
+            logits = penalize_repetitions(logits, history, o.dry_multiplier, base, allowed, self._breakers)
+        return logits
+
+    def _choose(self, logits: Float32) -> int:
+        o = self._options
         if o.temperature == 0:
             return int(logits.argmax())
         if len(self._all_ids) != len(logits):
             self._all_ids = np.arange(len(logits))
-        candidates = keep_top_k(Candidates(self._all_ids, logits), o.top_k)
-        candidates = keep_min_p(keep_top_p(candidates, o.top_p), o.min_p)
-        return draw(candidates, o.temperature, self._random.random())
+        candidates = Candidates(self._all_ids, logits)
+        if o.mirostat_tau:
+            return self._mirostat(Candidates(candidates.ids, logits / np.float32(o.temperature)))
+        for name in o.samplers:
+            candidates = _FILTERS[name](candidates, getattr(o, name))
+        return draw(candidates, 1.0, self._random.random())
+
+    def _mirostat(self, c: Candidates) -> int:
+        """Mirostat 2 (https://arxiv.org/abs/2007.14966): drops what is more surprising than a bound that it learns."""
+        surprise = -logprobs(c.logits) / np.log(2)
+        kept = np.flatnonzero(surprise <= max(self._mu, float(surprise.min())))
+        c = Candidates(c.ids[kept], c.logits[kept])
+        token = draw(c, 1.0, self._random.random())
+        observed = -float(logprobs(c.logits)[np.flatnonzero(c.ids == token)[0]]) / np.log(2)
+        self._mu -= self._options.mirostat_eta * (observed - self._options.mirostat_tau)
+        return token
+
+    def _record(self, logits: Float32, token: int, n: int) -> None:
+        logs = logprobs(logits)
+        best = keep_top_k(Candidates(np.arange(len(logits)), logits), n).ids.tolist() if n else []
+        self.logprobs.append(Logprob(token, float(logs[token]), tuple((i, float(logs[i])) for i in best)))
+
+
+def _warm(c: Candidates, temperature: float) -> Candidates:
+    return Candidates(c.ids, c.logits / np.float32(temperature))
+
+
+_FILTERS: dict[str, Callable[[Candidates, Any], Candidates]] = {
+    "top_k": keep_top_k,
+    "typical_p": keep_typical,
+    "top_p": keep_top_p,
+    "min_p": keep_min_p,
+    "temperature": _warm,
+}

@@ -18,6 +18,7 @@ from localcoder.quants.spec import Float32
 
 if TYPE_CHECKING:
     from localcoder.session.constraint import Constraint
+    from localcoder.session.lookup import Lookup
     from localcoder.session.sampler import Sampler
 
 
@@ -77,28 +78,52 @@ class Session:
         max_tokens: int | None = None,
         stop_ids: Collection[int] = (),
         constraint: Constraint | None = None,
+        lookup: Lookup | None = None,
     ) -> Iterator[int]:
         """Yields tokens that continue `prompt`, until one of `stop_ids` (which is yielded, too), `max_tokens`, or a
         full context. A token is computed only when the next one is asked for.
 
+        Args:
+            constraint: narrows each choice.
+            lookup: guesses several tokens, which are then computed in one step. The tokens that come are the same as
+                without it: each is sampled from the model's logits, and one that was guessed wrongly is forgotten.
+
         Raises:
             As `sync` and `Sampler.sample`.
         """
-        logits = self.sync(prompt)
+        rows = self.sync(prompt)[None]
         history = list(prompt)
         n_left = self._engine.n_ctx - len(prompt) + 1  # the last token need not fit: nothing follows it
         if max_tokens is not None:
             n_left = min(n_left, max_tokens)
+        drafted: list[int] = []  # rows[i] are the logits after drafted[:i]
+        n_right = 0
         while True:
-            token = sampler.sample(logits, history, constraint)
+            token = sampler.sample(rows[n_right], history, constraint)
             history.append(token)
             if constraint is not None:
                 constraint.accept(token)
+            if lookup is not None:
+                lookup.add(token)
             yield token
             n_left -= 1
-            if token in stop_ids or n_left <= 0:
+            is_right = drafted[n_right : n_right + 1] == [token]
+            n_right += is_right
+            is_done = token in stop_ids or n_left <= 0
+            if lookup is not None and drafted and (is_done or not is_right):
+                lookup.learn(len(drafted), n_right)
+            if is_done:
                 return
-            logits = self._evaluate([token])[0]
+            if not is_right:
+                self._trim(len(history) - 1)
+                drafted, n_right = lookup.draft(n_left - 1) if lookup is not None else [], 0
+                try:
+                    rows = self._evaluate([token, *drafted], 1 + len(drafted))
+                except ContextLengthError:  # other sessions hold the pages that a guess would take
+                    if not drafted:
+                        raise
+                    drafted = []
+                    rows = self._evaluate([token])
 
     def continue_with(self, prompt: Sequence[int], tokens: Sequence[int]) -> Float32:
         """Makes `prompt` and then `tokens` (at least one each) the timeline.

@@ -115,6 +115,10 @@ class Tokenizer:
                 at = match.end()
         return ids + self._tokenize_plain(_without(text[at:], dropped))
 
+    def ids_with(self, some_bytes: bytes) -> list[int]:
+        """Ids of the tokens that hold one of these bytes."""
+        return [i for i in range(self.n_vocab) if set(self.token_bytes(i)) & set(some_bytes)]
+
     def guard(self, text: str, mark: str) -> str:
         """`text` with `mark`, a character that it does not hold, in whatever spells a special token or may begin one
         that goes on behind the text."""

@@ -43,6 +43,23 @@ def test_stop_strings_are_strings(stop):
         GenerationOptions(stop=stop)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"samplers": ["top_k", "top_z"]}, "samplers is"),
+        ({"samplers": ["top_k", "top_k"]}, "each once"),
+        ({"logit_bias": {-1: 1.0}}, "logit_bias has -1"),
+        ({"logit_bias": {"a": 1.0}}, "logit_bias has 'a'"),
+        ({"logit_bias": {1: float("nan")}}, "logit_bias has 1: nan"),
+        ({"logit_bias": [1]}, "expected token ids and numbers"),
+        ({"speculate": 1}, "speculate is 1"),
+    ],
+)
+def test_options_that_are_no_numbers(options, message):
+    with pytest.raises(OptionError, match=message):
+        GenerationOptions(**options)
+
+
 def test_values_that_are_fine():
     options = GenerationOptions(top_k=np.int64(3), top_p=np.float32(0.5), stop="x", seed=(1 << 64) - 1, max_tokens=None)
     assert options.stop == ("x",)

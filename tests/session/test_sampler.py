@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from localcoder.errors import NumericsError
+from localcoder.errors import NumericsError, OptionError
 from localcoder.session.options import SamplingOptions
 from localcoder.session.sampler import (
     Candidates,
@@ -16,7 +16,11 @@ from localcoder.session.sampler import (
     keep_min_p,
     keep_top_k,
     keep_top_p,
+    keep_typical,
+    logprobs,
+    penalize_counts,
     penalize_repeats,
+    penalize_repetitions,
 )
 
 PROBABILITIES = np.array([0.1, 0.5, 0.15, 0.25])
@@ -150,3 +154,102 @@ def test_a_token_of_the_familys_vocabulary_takes_well_under_a_millisecond():
         sampler.sample(logits, range(1000))
         times.append(time.perf_counter() - start)
     assert min(times) < 1e-3
+
+
+def by_llama_cpp(make: str, *arguments, accepted: list[int] = (), logits=LOGITS) -> dict[int, float]:
+    """Ids and logits that a sampler of llama.cpp leaves."""
+    llama_cpp = pytest.importorskip("llama_cpp")
+    data = (llama_cpp.llama_token_data * len(logits))()
+    for i, logit in enumerate(logits.tolist()):
+        data[i] = llama_cpp.llama_token_data(i, logit, 0.0)
+    array = llama_cpp.llama_token_data_array(data, len(logits), -1, False)
+    sampler = getattr(llama_cpp, make)(*arguments)
+    for token in accepted:
+        llama_cpp.llama_sampler_accept(sampler, token)
+    llama_cpp.llama_sampler_apply(sampler, array)
+    left = {array.data[i].id: array.data[i].logit for i in range(array.size)}
+    llama_cpp.llama_sampler_free(sampler)
+    return left
+
+
+@pytest.mark.parametrize("p", [0.1, 0.3, 0.5, 0.76, 0.9, 0.99])
+@pytest.mark.parametrize("seed", range(3))
+def test_typical_agrees_with_llama_cpp(p, seed):
+    logits = (2 * np.random.default_rng(seed).standard_normal(50)).astype(np.float32)
+    assert kept(keep_typical(candidates(logits), p)) == set(
+        by_llama_cpp("llama_sampler_init_typical", p, 1, logits=logits)
+    )
+
+
+def test_frequency_and_presence_agree_with_llama_cpp():
+    logits = np.random.default_rng(0).standard_normal(12).astype(np.float32)
+    recent = [1, 1, 1, 4, 5, 5]
+    expected = by_llama_cpp("llama_sampler_init_penalties", 12, 64, 1.0, 0.3, 0.7, accepted=recent, logits=logits)
+    mine = penalize_counts(logits, recent, 0.3, 0.7)
+    assert np.allclose(mine, [expected[i] for i in range(12)], atol=1e-6)
+
+
+def dry_in_plain_words(history, multiplier, base, allowed, breakers, n_vocab):
+    """For every token: the longest n such that the last n tokens and then it are in the history."""
+    penalty = np.zeros(n_vocab)
+    for token in set(history) - set(breakers):
+        for n in range(1, len(history)):
+            run = history[-n:]
+            if set(run) & set(breakers):
+                break
+            if any(history[i : i + n + 1] == [*run, token] for i in range(len(history) - n)) and n >= allowed:
+                penalty[token] = multiplier * base ** (n - allowed)
+    return penalty
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_repetitions_are_weakened_by_their_length(seed):
+    rng = np.random.default_rng(seed)
+    history = rng.integers(0, 4, 30).tolist()
+    logits = rng.standard_normal(6).astype(np.float32)
+    mine = penalize_repetitions(logits, history, 0.8, 1.75, 2, {3})
+    assert np.allclose(logits - mine, dry_in_plain_words(history, 0.8, 1.75, 2, {3}, 6), atol=1e-4, rtol=1e-4)
+
+
+def test_mirostat_keeps_the_surprise_near_its_target():
+    logits = (2 * np.random.default_rng(0).standard_normal(2000)).astype(np.float32)
+    for tau in (2.0, 4.0, 6.0):
+        sampler = Sampler(SamplingOptions(temperature=1, mirostat_tau=tau, mirostat_eta=0.1, seed=0))
+        bounds, drawn = [], []
+        for _ in range(1000):
+            bounds.append(sampler._mu)
+            drawn.append(sampler.sample(logits, []))
+        observed = []
+        surprise = -logprobs(logits) / np.log(2)
+        for bound, token in zip(bounds[200:], drawn[200:]):
+            left = logits[surprise <= max(bound, surprise.min())]
+            observed.append(float(np.log2(np.exp(left.astype(np.float64)).sum()) - logits[token] / np.log(2)))
+        assert abs(np.mean(observed) - tau) < 0.2
+
+
+def test_the_order_of_the_filters_matters_and_what_is_left_out_does_not_work():
+    def possible(samplers, temperature) -> set[int]:
+        options = SamplingOptions(temperature=temperature, top_k=0, top_p=0.74, samplers=samplers, seed=0)
+        sampler = Sampler(options)
+        return {sampler.sample(LOGITS, []) for _ in range(300)}
+
+    assert possible(("top_p", "temperature"), 5.0) == {1, 3}
+    assert possible(("temperature", "top_p"), 5.0) == {0, 1, 2, 3} - {0}
+    assert possible(("temperature",), 5.0) == {0, 1, 2, 3}
+
+
+def test_a_bias_moves_the_choice():
+    assert Sampler(SamplingOptions(logit_bias={0: 10.0})).sample(LOGITS, []) == 0
+    assert Sampler(SamplingOptions(logit_bias={1: float("-inf")})).sample(LOGITS, []) == 3
+    with pytest.raises(OptionError, match="logit_bias has token 4; the model has 4"):
+        Sampler(SamplingOptions(logit_bias={4: 1.0})).sample(LOGITS, [])
+
+
+def test_log_probabilities_are_the_models_own():
+    sampler = Sampler(SamplingOptions(logit_bias={0: 10.0}), n_logprobs=2)
+    assert sampler.sample(LOGITS, []) == 0
+    (record,) = sampler.logprobs
+    assert record.token == 0
+    assert np.isclose(np.exp(record.logprob), 0.1)
+    assert [i for i, _ in record.top] == [1, 3]
+    assert np.allclose(np.exp([value for _, value in record.top]), [0.5, 0.25])
