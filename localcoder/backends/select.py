@@ -50,6 +50,14 @@ _BACKENDS = (  # in order of preference
     _Entry("c", "cpu", "C core with run-time choice of instruction set", "localcoder.backends.c", "CBackend"),
     _Entry("numba", "cpu", "kernels compiled by numba", "localcoder.backends.numba", "NumbaBackend"),
     _Entry("numpy", "cpu", "plain reference, for testing", "localcoder.backends.reference", "ReferenceBackend", False),
+    _Entry(
+        "cuda-emulated",
+        "cuda-emulated",
+        "CUDA kernels run by the CPU, for testing",
+        "localcoder.backends.cuda.emulated",
+        "EmulatedCudaBackend",
+        False,
+    ),
 )
 _DEVICES = ("auto", *dict.fromkeys(entry.device for entry in _BACKENDS))
 
@@ -136,7 +144,7 @@ def _choose(device: str) -> _Entry:
         return _by_name(forced)
     reasons = []
     for entry in _BACKENDS:
-        if not entry.automatic or device not in ("auto", entry.device):
+        if device != entry.device and not (device == "auto" and entry.automatic):
             continue
         reason = entry.unavailable_because()
         if reason is None:

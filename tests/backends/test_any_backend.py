@@ -82,9 +82,12 @@ def error(result: np.ndarray, expected: np.ndarray) -> np.ndarray:
     return np.abs(result - expected).max(axis=1) / np.abs(expected).max()
 
 
-def batch_tolerance(name: str) -> float:
-    """How much a token's result may depend on what else is in its step: nothing but in the reference's BLAS."""
-    return TOLERANCE if name == "numpy" else 0.0
+def batch_tolerance(name: str, rounded: bool = False) -> float:
+    """How much a token's result may depend on what else is in its step: nothing but in the reference's BLAS, and where
+    tensor cores compute steps of many tokens."""
+    if name.startswith("cuda") and rounded:
+        return 0.03
+    return TOLERANCE if name.startswith(("numpy", "cuda")) else 0.0
 
 
 def assert_close(result: np.ndarray, expected: np.ndarray, rounded: bool) -> None:
@@ -130,8 +133,8 @@ def test_odd_widths_and_tied_embeddings(name, model, properties):
 
 @pytest.mark.parametrize("type_name", ["f32", "f16", "bf16", "q8_0", "q4_0"])
 def test_a_result_depends_neither_on_chunks_nor_on_threads(name, model, type_name):
-    if name == "numpy":
-        pytest.skip("the reference adds in the order its BLAS likes")
+    if batch_tolerance(name):
+        pytest.skip("the order of sums depends on the number of tokens (few on a card: test_cuda_emulated.py)")
     file = model(type_name=type_name)
     ids = tokens(150)
     whole = all_logits(Engine(file, opened(name, 1)), ids)
@@ -151,7 +154,7 @@ def test_sequences_in_one_step_are_as_each_alone(name, model, type_name):
     alone = [all_logits(engine, prompt) for prompt in prompts]
     sequences = [engine.new_sequence() for _ in prompts]
     together = engine.evaluate([Chunk(s, p, len(p)) for s, p in zip(sequences, prompts)])
-    tolerance = batch_tolerance(name)
+    tolerance = batch_tolerance(name, by_name(type_name).activation == "q8")
     for result, expected in zip(np.split(together, np.cumsum([len(p) for p in prompts])[:-1]), alone):
         assert error(result, expected).max() <= tolerance
     step = [tokens(1, seed=40 + i) for i in range(4)]

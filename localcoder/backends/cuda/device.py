@@ -1,0 +1,98 @@
+"""What the CUDA backend needs of a card: memory, kernels by name, and steps recorded once and replayed.
+
+The rest of the backend is the same whether a real card (`driver.py`) or the emulation (`emulated.py`) is behind this.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from localcoder.quants import QuantType
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One kernel on one grid of thread blocks.
+
+    `arguments` are the kernel's parameters in order, each a pointer or a 64-bit integer. `weight` is the format that
+    the kernel is compiled for (csrc/cuda/linear.cu), None for those that touch no weights.
+    """
+
+    kernel: str
+    grid: tuple[int, int, int]
+    arguments: tuple[int, ...]
+    weight: QuantType | None = None
+
+
+class Memory:
+    """Bytes on a device, given back by `free` or when nobody has this object any more."""
+
+    def __init__(self, device: Device, n_bytes: int) -> None:
+        self._device = device
+        self.n_bytes = n_bytes
+        self.address = device.allocate(n_bytes)
+
+    def write(self, data: NDArray[Any], offset: int = 0) -> None:
+        assert offset + data.nbytes <= self.n_bytes
+        self._device.write(self.address + offset, np.ascontiguousarray(data))
+
+    def read(self, data: NDArray[Any], offset: int = 0) -> None:
+        """Fills `data`, which is C-contiguous."""
+        assert offset + data.nbytes <= self.n_bytes
+        self._device.read(self.address + offset, data)
+
+    def free(self) -> None:
+        if self.address:
+            self._device.release(self.address)
+            self.address = 0
+
+    def __del__(self) -> None:
+        if getattr(self, "address", 0):
+            self.free()
+
+
+class Device(ABC):
+    """One card. Calls come from one thread at a time; work is done in the order of the calls.
+
+    Attributes:
+        description: one line for people.
+    """
+
+    description: str
+
+    @abstractmethod
+    def allocate(self, n_bytes: int) -> int:
+        """Address of `n_bytes` bytes, aligned to 256; MemoryError if there are not that many."""
+
+    @abstractmethod
+    def release(self, address: int) -> None: ...
+
+    @abstractmethod
+    def write(self, address: int, data: NDArray[Any]) -> None: ...
+
+    @abstractmethod
+    def read(self, address: int, data: NDArray[Any]) -> None:
+        """Waits for all work before it."""
+
+    @abstractmethod
+    def copy(self, source: int, target: int, n_bytes: int) -> None:
+        """From one place on the device to another; the two do not overlap."""
+
+    @abstractmethod
+    def launch(self, launch: Launch) -> None: ...
+
+    @abstractmethod
+    def record(self, launches: Sequence[Launch]) -> object:
+        """Prepares launches to be run together by `replay`, in their order."""
+
+    @abstractmethod
+    def replay(self, recorded: object) -> None: ...
+
+    def close(self) -> None:  # noqa: B027  (nothing to give back, by default)
+        """Gives back what is not memory."""

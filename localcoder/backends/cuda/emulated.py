@@ -1,0 +1,105 @@
+"""A card emulated on the CPU (csrc/cuda/emulation.cpp): slow, and every kernel is the one that a real card runs.
+
+For tests. The library is built with the CMake option LOCALCODER_CUDA_EMULATED; LOCALCODER_CUDA_EMULATED in the
+environment names it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from localcoder.backends.base import InstructionSet
+from localcoder.backends.cuda.backend import CudaBackend
+from localcoder.backends.cuda.device import Device, Launch
+from localcoder.errors import BackendError
+
+VARIABLE = "LOCALCODER_CUDA_EMULATED"
+
+_DECLARATIONS = """
+void *lc_emulated_alloc(uint64_t size);
+void lc_emulated_free(void *p);
+const char *lc_emulated_launch(const char *name, int32_t x, int32_t y, int32_t z, const uint64_t *arguments);
+"""
+
+
+@cache
+def _load(path: Path) -> tuple[Any, Any]:
+    from cffi import FFI  # type: ignore[import-untyped]
+
+    ffi = FFI()
+    ffi.cdef(_DECLARATIONS)
+    return ffi, ffi.dlopen(str(path))
+
+
+def availability() -> str | None:
+    """Why there is no emulated card, or None if there is one."""
+    path = os.environ.get(VARIABLE)
+    if not path:
+        return f"{VARIABLE} names no library (CMake option LOCALCODER_CUDA_EMULATED)"
+    if not Path(path).is_file():
+        return f"{VARIABLE} names {path}, which does not exist"
+    return None
+
+
+def instruction_sets() -> list[InstructionSet]:
+    return []
+
+
+class EmulatedDevice(Device):
+    """Raises BackendError where a kernel does what it must not.
+
+    Args:
+        library: what the CMake option built.
+    """
+
+    description = "CUDA kernels emulated on the CPU (for testing)"
+
+    def __init__(self, library: Path) -> None:
+        self._ffi, self._lib = _load(library)
+
+    def allocate(self, n_bytes: int) -> int:
+        address = int(self._ffi.cast("uintptr_t", self._lib.lc_emulated_alloc(n_bytes)))
+        if not address:
+            raise MemoryError(f"no {n_bytes} bytes for the emulated card")
+        return address
+
+    def release(self, address: int) -> None:
+        self._lib.lc_emulated_free(self._ffi.cast("void *", address))
+
+    def write(self, address: int, data: NDArray[Any]) -> None:
+        self._ffi.memmove(self._ffi.cast("char *", address), data.reshape(-1).view(np.uint8).data, data.nbytes)
+
+    def read(self, address: int, data: NDArray[Any]) -> None:
+        self._ffi.memmove(data.reshape(-1).view(np.uint8).data, self._ffi.cast("char *", address), data.nbytes)
+
+    def copy(self, source: int, target: int, n_bytes: int) -> None:
+        self._ffi.memmove(self._ffi.cast("char *", target), self._ffi.cast("char *", source), n_bytes)
+
+    def launch(self, launch: Launch) -> None:
+        words = self._ffi.new("uint64_t[]", [argument & 0xFFFFFFFFFFFFFFFF for argument in launch.arguments])
+        fault = self._lib.lc_emulated_launch(launch.kernel.encode(), *launch.grid, words)
+        if fault != self._ffi.NULL:
+            raise BackendError(f"CUDA kernel: {self._ffi.string(fault).decode()}")
+
+    def record(self, launches: Sequence[Launch]) -> object:
+        return tuple(launches)
+
+    def replay(self, recorded: object) -> None:
+        assert isinstance(recorded, tuple)
+        for launch in recorded:
+            self.launch(launch)
+
+
+class EmulatedCudaBackend(CudaBackend):
+    name = "cuda-emulated"
+
+    def __init__(self, threads: int = 1) -> None:
+        del threads  # one
+        super().__init__(EmulatedDevice(Path(os.environ[VARIABLE])))
