@@ -184,7 +184,9 @@ class CudaExecutable(Executable):
         slot_of, widths = assign_slots(self._ops, program.logits)
         self._slots = [Memory(device, max_tokens * width * 4) for width in widths]
         self._slot_of = slot_of
-        self._inputs = {op.input: Memory(device, max_tokens * op.width * 4) for op in self._ops if op.kind == Kind.INPUT}
+        self._inputs = {
+            op.input: Memory(device, max_tokens * op.width * 4) for op in self._ops if op.kind == Kind.INPUT
+        }
         self._input_of = {op.out[0].id: op.input for op in self._ops if op.kind == Kind.INPUT}
         self._scratch = self._new_scratch()
         self._logits, self._step, self._partial = _Room(device), _Room(device), _Room(device)

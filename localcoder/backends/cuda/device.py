@@ -5,6 +5,7 @@ The rest of the backend is the same whether a real card (`driver.py`) or the emu
 
 from __future__ import annotations
 
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,6 +38,8 @@ class Memory:
         self._device = device
         self.n_bytes = n_bytes
         self.address = device.allocate(n_bytes)
+        self._release = weakref.finalize(self, device.release, self.address)
+        self._release.atexit = False  # the process takes it all back
 
     def write(self, data: NDArray[Any], offset: int = 0) -> None:
         assert offset + data.nbytes <= self.n_bytes
@@ -48,13 +51,8 @@ class Memory:
         self._device.read(self.address + offset, data)
 
     def free(self) -> None:
-        if self.address:
-            self._device.release(self.address)
-            self.address = 0
-
-    def __del__(self) -> None:
-        if getattr(self, "address", 0):
-            self.free()
+        self._release()
+        self.address = 0
 
 
 class Device(ABC):

@@ -123,7 +123,9 @@ class Planner:
         codes, meta = (p.codes, p.meta) if with_q8 else (NONE, NONE)
         kept = self._buffer(out) if not with_q8 or self._is_read_as_float(out) else NONE
         x = self._buffer(op.x)
-        self._launch("lc_rms_norm", (self._rows(op.rows),), x, self._vector(op.vector), eps, op.width, kept, codes, meta)
+        self._launch(
+            "lc_rms_norm", (self._rows(op.rows),), x, self._vector(op.vector), eps, op.width, kept, codes, meta
+        )
 
     def _is_read_as_float(self, buffer: Buffer) -> bool:
         for op in self._ops:
@@ -147,7 +149,6 @@ class Planner:
     def _write_kv(self, op: LoweredOp) -> None:
         assert op.x is not None
         assert op.y is not None
-        p = self._places
         keys, values = self._buffer(op.x), self._buffer(op.y)
         grid = (self._size.n_tokens, 2)
         k, v = self._layer(op.layer)
