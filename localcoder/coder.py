@@ -24,6 +24,7 @@ from localcoder.session.generation import Completion, Generation
 from localcoder.session.infill import Infill, InfillRequest
 from localcoder.session.options import ANSWER_SHARE, GenerationArguments, GenerationOptions
 from localcoder.session.pool import SessionPool
+from localcoder.session.saved import load_session, save_session
 from localcoder.tokenizer.chat import Message, chat_prompt, check_messages, fit_history
 from localcoder.tokenizer.tokenizer import Tokenizer
 
@@ -284,6 +285,31 @@ class Coder:
         self._require_open()
         with self._pool.lend(tokens) as session:
             return session.score(tokens)
+
+    def save_session(self, path: str | os.PathLike[str]) -> None:
+        """Writes what was computed for the last call, so that `load_session` can spare it another process.
+
+        Raises:
+            OptionError: nothing was computed yet.
+            OutputError: the file cannot be written.
+        """
+        self._require_open()
+        session = self._pool.newest()
+        if session is None:
+            raise OptionError("there is no session to save: nothing was computed yet")
+        with self._pool.lend(session.tokens) as lent:
+            save_session(Path(path), self._engine, lent)
+
+    def load_session(self, path: str | os.PathLike[str]) -> None:
+        """Reads what `save_session` wrote; later calls whose prompts begin the same way make use of it.
+
+        Raises:
+            FileError: no saved session, a damaged one, or that of another model.
+            ContextLengthError: it is longer than the context.
+        """
+        self._require_open()
+        with self._pool.new() as session:
+            load_session(Path(path), self._engine, session)
 
     @property
     def n_ctx(self) -> int:

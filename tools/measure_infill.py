@@ -33,7 +33,7 @@ VARIANTS: dict[str, Rules] = {
     "none": NO_RULES,
     **{f"no {name}": replace(ALL_RULES, **{name: False}) for name in vars(ALL_RULES)},
 }
-BEFORE, AFTER = 4000, 1500  # characters around a statement
+BEFORE, AFTER = 2000, 600  # characters around a statement
 
 
 @dataclass(frozen=True)
@@ -108,19 +108,18 @@ def main(files: tuple[Path, ...], model: Path | None, holes: int, seed: int, onl
         for kind in ("word", "clean", "split", "lines"):
             rng = random.Random(seed)
             made = [hole for file in files for hole in make_holes(file.read_text("utf-8"), kind, holes, rng)]
-            for name in only or VARIANTS:
-                answers = [
-                    coder.start_infill(hole.request(VARIANTS[name]), max_tokens=64 if kind == "lines" else 24)
-                    .run()
-                    .text
-                    for hole in made
-                ]
-                pairs = [(hole.truth.strip(), answer.strip()) for hole, answer in zip(made, answers)]
-                exact = sum(a == b for a, b in pairs)
-                similar = sum(difflib.SequenceMatcher(None, a, b, autojunk=False).ratio() for a, b in pairs)
-                parsed = sum(hole.parses(answer) for hole, answer in zip(made, answers))
-                n = len(made)
-                click.echo(f"{kind:<8}{name:<16}{exact / n:>8.1%}{similar / n:>9.3f}{parsed / n:>8.1%}")
+            names = only or tuple(VARIANTS)
+            sums = {name: [0.0, 0.0, 0.0] for name in names}
+            for hole in made:  # one after another, so that its sets of rules share what is computed of the prompt
+                for name in names:
+                    n_tokens = 64 if kind == "lines" else 24
+                    answer = coder.start_infill(hole.request(VARIANTS[name]), max_tokens=n_tokens).run().text
+                    truth, given = hole.truth.strip(), answer.strip()
+                    similarity = difflib.SequenceMatcher(None, truth, given, autojunk=False).ratio()
+                    for i, value in enumerate((truth == given, similarity, hole.parses(answer))):
+                        sums[name][i] += value / len(made)
+            for name, (exact, similar, parsed) in sums.items():
+                click.echo(f"{kind:<8}{name:<16}{exact:>8.1%}{similar:>9.3f}{parsed:>8.1%}")
 
 
 if __name__ == "__main__":

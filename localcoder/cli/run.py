@@ -45,6 +45,9 @@ if TYPE_CHECKING:
     "--chat/--no-chat", default=None, help="Answer, or go on with the text.  [default: as the model was tuned]"
 )
 @click.option("--system", metavar="TEXT", help="The system prompt of a chat.  [default: the model's own]")
+@click.option(
+    "--session", type=click.Path(path_type=Path), metavar="FILE", help="Keep what was computed in a file, and use it."
+)
 @json_option
 def run(
     words: tuple[str, ...],
@@ -55,6 +58,7 @@ def run(
     n_ctx: int | None,
     chat: bool | None,
     system: str | None,
+    session: Path | None,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -69,6 +73,8 @@ def run(
     if not interactive:
         prompt = _prompt_text(prompt)
     with open_coder(model, n_ctx=n_ctx, threads=threads, device=device, kv_type=kv_type) as coder:
+        if session is not None and session.exists():
+            coder.load_session(session)
         if system is not None and chat is None:
             chat = True
         ask = _Conversation(coder, system).ask if chat or (chat is None and coder.is_instruct) else coder.start
@@ -76,6 +82,8 @@ def run(
             _prompt_loop(coder, ask, as_json, given(options))
         else:
             _complete(coder, ask(prompt, **given(options)), as_json)
+        if session is not None:
+            coder.save_session(session)
 
 
 def _model_and_prompt(words: tuple[str, ...], model: Path | None) -> tuple[Path | None, str | None]:

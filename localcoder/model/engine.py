@@ -6,21 +6,21 @@ The engine knows token ids and positions; it knows no text and keeps no conversa
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from localcoder.backends.base import Backend
-from localcoder.backends.program import Step
+from localcoder.backends.program import KVShape, Step
 from localcoder.errors import ContextLengthError, OptionError
 from localcoder.files.gguf_reader import GGUFFile
 from localcoder.model.hyperparameters import read_hyperparameters
 from localcoder.model.kv_cache import PagedKV, SequencePages
 from localcoder.model.llama import bind_weights, record
 from localcoder.quants import by_name
-from localcoder.quants.spec import Float32
+from localcoder.quants.spec import Bytes, Float32
 
 PAGE_SIZE = 64
 MAX_CTX = 1 << 20
@@ -99,8 +99,42 @@ class Engine:
         """Bytes of the whole KV cache (pages never used stay untouched)."""
         return self._store.nbytes
 
+    @property
+    def kv_shape(self) -> KVShape:
+        """Layout of the KV cache."""
+        return self._store.shape
+
+    @property
+    def page_bytes(self) -> int:
+        """Bytes of one page of the KV cache, keys and values of all layers."""
+        return self._store.nbytes // self._store.n_pages
+
+    def n_pages(self, n_tokens: int) -> int:
+        """Pages that so many positions take."""
+        return -(-n_tokens // PAGE_SIZE)
+
     def new_sequence(self) -> SequencePages:
         return SequencePages(self._kv)
+
+    def read_pages(self, sequence: SequencePages) -> Iterator[Bytes]:
+        """The bytes of a sequence's pages, uint8 [page_bytes] each, in the order of positions."""
+        for page in sequence.pages:
+            with self._lock:
+                yield self._store.read_page(page).reshape(-1).view(np.uint8)
+
+    def write_pages(self, sequence: SequencePages, n_tokens: int, pages: Sequence[Bytes]) -> None:
+        """Makes what `read_pages` gave the past of an empty sequence.
+
+        Raises:
+            ContextLengthError: more tokens than n_ctx, or no page is free.
+        """
+        if n_tokens > self.n_ctx:
+            raise ContextLengthError(f"{n_tokens} tokens do not fit in a context of {self.n_ctx}")
+        with self._lock:
+            sequence.reserve(n_tokens)
+            for page, data in zip(sequence.pages, pages, strict=True):
+                self._store.write_page(page, data)
+            sequence.n_past = n_tokens
 
     def evaluate(self, chunks: Sequence[Chunk]) -> Float32:
         """Appends the chunks' tokens to their sequences; returns the wanted logits, float32 [sum of n_logits, n_vocab].

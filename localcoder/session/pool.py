@@ -30,6 +30,23 @@ class SessionPool:
             with self._lock:
                 self._idle.append(session)
 
+    def newest(self) -> Session | None:
+        """The idle session that was used last."""
+        with self._lock:
+            return self._idle[-1] if self._idle else None
+
+    @contextmanager
+    def new(self) -> Iterator[Session]:
+        """An empty session for the duration of a `with` block, kept afterwards unless the block fails."""
+        session = Session(self._engine, self._make_room)
+        try:
+            yield session
+        except BaseException:
+            session.close()
+            raise
+        with self._lock:
+            self._idle.append(session)
+
     def _take(self, tokens: Sequence[int]) -> Session:
         with self._lock:
             best = max(self._idle, key=lambda s: s.n_shared(tokens), default=None)

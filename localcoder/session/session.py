@@ -14,7 +14,7 @@ import numpy as np
 
 from localcoder.errors import ContextLengthError, OptionError
 from localcoder.model.engine import Chunk, Engine
-from localcoder.quants.spec import Float32
+from localcoder.quants.spec import Bytes, Float32
 
 if TYPE_CHECKING:
     from localcoder.session.constraint import Constraint
@@ -32,13 +32,14 @@ class Session:
         make_room: called when the cache has no free page left; frees some and returns whether it could.
 
     Attributes:
+        sequence: where its keys and values are.
         n_evaluated: tokens computed over the session's life; what is re-used is not counted again.
     """
 
     def __init__(self, engine: Engine, make_room: Callable[[], bool] = lambda: False) -> None:
         self._engine = engine
         self._make_room = make_room
-        self._sequence = engine.new_sequence()
+        self.sequence = engine.new_sequence()
         self._tokens: list[int] = []
         self._logits: Float32 | None = None  # after the last token, if that is known
         self.n_evaluated = 0
@@ -46,7 +47,7 @@ class Session:
     @property
     def tokens(self) -> list[int]:
         """A copy of the tokens whose keys and values are in the cache."""
-        return self._tokens[: self._sequence.n_past]
+        return self._tokens[: self.sequence.n_past]
 
     def n_shared(self, tokens: Sequence[int]) -> int:
         """How many leading tokens are in the cache already."""
@@ -65,10 +66,10 @@ class Session:
         """
         self._check(tokens)
         n_kept = self.n_shared(tokens)
-        if n_kept == len(tokens) == self._sequence.n_past and self._logits is not None:
+        if n_kept == len(tokens) == self.sequence.n_past and self._logits is not None:
             return self._logits
         self._trim(min(n_kept, len(tokens) - 1))
-        return self._evaluate(tokens[self._sequence.n_past :])[0]
+        return self._evaluate(tokens[self.sequence.n_past :])[0]
 
     def generate(
         self,
@@ -151,13 +152,27 @@ class Session:
         for at in range(0, len(tokens), step):
             piece = tokens[at : at + step]
             self._tokens += piece
-            logits[at : at + step] = self._step(Chunk(self._sequence, _ids(piece), len(piece)))
+            logits[at : at + step] = self._step(Chunk(self.sequence, _ids(piece), len(piece)))
         return logits
+
+    def restore(self, tokens: list[int], pages: Sequence[Bytes]) -> None:
+        """Makes `tokens` the timeline, with pages that `Engine.read_pages` gave for them.
+
+        Raises:
+            ContextLengthError: they do not fit.
+        """
+        self._trim(0)
+        try:
+            self._engine.write_pages(self.sequence, len(tokens), pages)
+        except BaseException:
+            self.sequence.close()
+            raise
+        self._tokens = tokens
 
     def close(self) -> None:
         """Gives the cache's pages back."""
         self._trim(0)
-        self._sequence.close()
+        self.sequence.close()
 
     def _check(self, tokens: Sequence[int]) -> None:
         if not tokens:
@@ -170,7 +185,7 @@ class Session:
 
     def _trim(self, n_past: int) -> None:
         self._logits = None
-        self._sequence.trim(n_past)
+        self.sequence.trim(n_past)
         del self._tokens[n_past:]
 
     def _evaluate(self, tokens: Sequence[int], n_logits: int = 1) -> Float32:
@@ -184,10 +199,10 @@ class Session:
         step = self._engine.n_ubatch
         for at in range(0, len(tokens), step):
             piece = tokens[at : at + step]
-            del self._tokens[self._sequence.n_past :]
+            del self._tokens[self.sequence.n_past :]
             self._tokens += piece  # first: if the step is interrupted, n_past says that they do not count
             wanted = min(max(at + len(piece) - (len(tokens) - n_logits), 0), len(piece))
-            pieces.append(self._step(Chunk(self._sequence, _ids(piece), wanted)))
+            pieces.append(self._step(Chunk(self.sequence, _ids(piece), wanted)))
             self.n_evaluated += len(piece)
         logits = np.concatenate(pieces) if len(pieces) > 1 else pieces[0]
         self._logits = logits[-1]
