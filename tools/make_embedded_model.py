@@ -11,9 +11,9 @@ from pathlib import Path
 
 import click
 
+from localcoder.convert.choice import Choice
 from localcoder.convert.converter import convert
 from localcoder.convert.recipes import recipe_by_name
-from localcoder.convert.stream import Choice
 from localcoder.quants.search import requantize
 
 PROJECT = Path(__file__).resolve().parents[1]

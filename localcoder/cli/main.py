@@ -1,7 +1,7 @@
 """The command `localcoder`: finds the subcommand, and turns every failure into one line and an exit code.
 
 Exit codes: 0 done, 1 the reader of our output went away, 2 an error that the message explains, 130 interrupted with
-Ctrl-C.
+Ctrl-C, 128 + N ended by another signal of that number, such as 143 for SIGTERM.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import importlib
 import io
 import logging
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -63,7 +64,7 @@ class CommandLine(click.Group):
         """Runs a command line and exits the process; see the top of this file for the exit codes."""
         _prepare_streams()
         options |= {"standalone_mode": False, "prog_name": "localcoder"}
-        with _notes_on_stderr():
+        with _notes_on_stderr(), _signals_unwind():
             try:
                 code = super().main(*args, **options)
                 sys.stdout.flush()
@@ -118,6 +119,29 @@ def _prepare_streams() -> None:
                 stream.reconfigure(errors="replace")
             else:
                 stream.reconfigure(encoding="utf-8", errors="replace")
+
+
+@contextlib.contextmanager
+def _signals_unwind() -> Iterator[None]:
+    """Signals that ask a process to end raise SystemExit, so that what is being written is cleared away, as on Ctrl-C.
+
+    One that is ignored, as `nohup` arranges, stays so.
+    """
+
+    def end(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = {}
+    for name in ("SIGTERM", "SIGHUP", "SIGBREAK"):  # not every system has all
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+            with contextlib.suppress(ValueError):  # not in the main thread
+                before[number] = signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class _NoteHandler(logging.Handler):

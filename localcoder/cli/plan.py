@@ -92,26 +92,29 @@ def _fits(budgets: dict[str, int | None]) -> Callable[[Forecast], bool]:
 
 def _models(name: str, type_name: str | None) -> tuple[list[tuple[str, PlannedModel]], ModelConfig]:
     """What to forecast: (type, model) each."""
-    path = Path(name)
+    config = model_config(name)
+    if not type_name and _is_gguf(Path(name)):
+        return [("as it is", model_of_file(Path(name)))], config
     recipes = [recipe_by_name(type_name)] if type_name else list(ALL)
-    if path.suffix.lower() == ".gguf" or path.is_file():
-        model = model_of_file(path)
-        config = config_of(model.dimensions, tied="output.weight" not in model.tensors)
-        if not type_name:
-            return [("as it is", model)], config
-    else:
-        config = _config(path, name)
     return [(recipe.name, model_of_recipe(name, config, recipe)) for recipe in recipes], config
 
 
-def _config(path: Path, name: str) -> ModelConfig:
-    """Of a checkpoint's folder, or of a member of the family."""
+def model_config(name: str) -> ModelConfig:
+    """Of a GGUF file, of a checkpoint's folder, or of a member of the family."""
+    path = Path(name)
+    if _is_gguf(path):
+        model = model_of_file(path)
+        return config_of(model.dimensions, tied="output.weight" not in model.tensors)
     if path.is_dir():
         return read_config(read_json(path / "config.json", 1 << 20, CheckpointError), path / "config.json")
     short = name.lower().removeprefix("deepseek-coder-").removesuffix("-instruct").removesuffix("-base")
     if short not in FAMILY:
         raise OptionError(f"{name}: no such file or folder, and none of the family: {', '.join(FAMILY)}")
     return FAMILY[short]
+
+
+def _is_gguf(path: Path) -> bool:
+    return path.suffix.lower() == ".gguf" or path.is_file()
 
 
 def _one(shared: dict[str, Any], planned: dict[str, Any]) -> Iterator[str]:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from localcoder.cli.common import byte_progress, read_text, threads_option
-from localcoder.cli.quantizing import TYPES_NOTE, make_choice, quantizing_options, show_plan
+from localcoder.cli.common import byte_progress, read_text, step_progress, threads_option
+from localcoder.cli.quantizing import TYPES_NOTE, Wanted, make_choice, quantizing_options, show_plan
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+    from localcoder.backends.base import Backend
+    from localcoder.convert.choice import Choice
 
 OURS = "ours"
 
@@ -20,7 +24,7 @@ OURS = "ours"
 @click.command(epilog=TYPES_NOTE)
 @click.argument("source", metavar="IN", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
-@click.argument("type_name", metavar="TYPE")
+@click.argument("type_name", metavar="[TYPE]", required=False)
 @quantizing_options
 @click.option("--allow-requantize", is_flag=True, help="Accept a file that is quantized already; it loses more.")
 @click.option(
@@ -44,10 +48,8 @@ OURS = "ours"
 def quantize(
     source: Path,
     out: Path,
-    type_name: str,
-    imatrix_file: Path | None,
-    tensor_types: tuple[str, ...],
-    dry_run: bool,
+    type_name: str | None,
+    wanted: Wanted,
     allow_requantize: bool,
     calibration_file: Path | None,
     calibrate_ctx: int,
@@ -56,33 +58,47 @@ def quantize(
 ) -> None:
     """Quantize a GGUF file.
 
-    IN is a file of floats, such as `localcoder convert --type bf16` writes; TYPE is what its matrices become.
+    IN is a file of floats, such as `localcoder convert --type bf16` writes; TYPE is what its matrices become, unless
+    --target-size, --target-bpw or --fit chooses.
     """
     from localcoder.backends.select import open_backend
     from localcoder.convert.quantizer import quantize_file
     from localcoder.measure.calibrated import quantize_calibrated
 
-    choice = make_choice(type_name, imatrix_file, tensor_types)
+    choice = make_choice(type_name, wanted, source)
     chunks = None
-    if calibration_file and not dry_run:
+    if calibration_file:
         chunks = _calibration_chunks(source, calibration_file, calibrate_ctx)[:calibrate_chunks]
     backend = open_backend(threads=threads)
     try:
+        if chunks is not None and choice.budget:
+            choice = _with_sensitivity(choice, source, backend, chunks)
         window = 30.0 if chunks is None else 1800.0  # calibration writes one matrix at a time, minutes apart
-        with byte_progress(f"{out.name} ({choice.recipe.name})", window=window) as progress:
-            if chunks is not None:
+        with byte_progress(f"{out.name} ({choice.name})", window=window) as progress:
+            if chunks is not None and not wanted.dry_run:
                 outcome = quantize_calibrated(source, out, choice, backend, chunks, progress=progress)
             else:
                 outcome = quantize_file(
                     source, out, choice, requantize=backend.requantize, allow_requantize=allow_requantize,
-                    progress=progress, dry_run=dry_run,
+                    progress=progress, dry_run=wanted.dry_run,
                 )  # fmt: skip
     finally:
         backend.close()
-    if dry_run:
+    if wanted.dry_run:
         show_plan(outcome)
     else:
         click.echo(f"wrote {out}: {outcome.n_bytes / 2**20:,.1f} MiB", err=True)
+
+
+def _with_sensitivity(choice: Choice, source: Path, backend: Backend, chunks: NDArray[np.int32]) -> Choice:
+    """`choice` with a budget that knows what noise does to this very model."""
+    from localcoder.files.gguf_reader import GGUFFile
+    from localcoder.measure.sensitivity import measure_sensitivity
+
+    assert choice.budget is not None
+    with step_progress("sensitivity") as progress, GGUFFile.open(source) as file:
+        sensitivity = measure_sensitivity(file, backend, chunks, lambda done, total: progress(done, total, ""))
+    return replace(choice, budget=replace(choice.budget, sensitivity=sensitivity))
 
 
 def _calibration_chunks(model: Path, text_file: Path, n_ctx: int) -> NDArray[np.int32]:

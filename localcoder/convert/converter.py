@@ -6,13 +6,16 @@ The result has the metadata that llama.cpp's converter writes for this family. I
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from localcoder.convert.allocation import within_budget
+from localcoder.convert.choice import Choice
 from localcoder.convert.config import ModelConfig, read_config
 from localcoder.convert.layout import TensorSpec, interleave_heads, tensors_of
-from localcoder.convert.stream import Choice, Outcome, Progress, Requantize, check_table, write_tensors
+from localcoder.convert.padding import padded_width
+from localcoder.convert.stream import Outcome, Progress, Requantize, check_table, write_tensors
 from localcoder.errors import CheckpointError
 from localcoder.files.checkpoint import Checkpoint
 from localcoder.files.checkpoint_tensor import CheckpointTensor
@@ -83,20 +86,25 @@ def convert(
         CheckpointError: the checkpoint is incomplete, damaged, or of a model that we cannot run.
         TokenizerError: its tokenizer cannot be expressed in GGUF, or does not survive it.
         OutputError: the file cannot be written. Whatever the error, nothing is left of it.
-        OptionError, FileError: as `Choice.plan`.
+        OptionError, FileError: as `Choice.plan` and `within_budget`.
     """
     with Checkpoint.open(source) as checkpoint:
         config = read_config(checkpoint.config, checkpoint.folder / "config.json")
         sources = checkpoint_sources(checkpoint, config)
+        n_layer, n_gqa = config.n_layer, config.n_head // config.n_head_kv
         shapes = {name: source.spec.shape for name, source in sources.items()}
-        tensors = choice.plan(sources, shapes, config.n_layer, config.n_head // config.n_head_kv)
+        tensors = choice.plan(sources, shapes, n_layer, n_gqa)
         tokenizer = SourceTokenizer(checkpoint)
         inputs = [path for path in checkpoint.folder.iterdir() if path.is_file()]
         out = GGUFOutput(target, "llama", inputs=inputs)
+        if choice.pad_ffn:
+            config = replace(config, n_ff=padded_width(config.n_ff))
         _add_metadata(out.metadata, config, name or checkpoint.folder.resolve().name, sources)
         for key, value in choice.metadata().items():
             out.add_metadata(key, value)
         tokenizer.add_metadata(out.metadata, config.n_vocab)
+        if choice.budget:
+            tensors = within_budget(out, tensors, choice, requantize, n_layer)
         infos = [tensor.info for tensor in tensors]
         if dry_run:
             return Outcome(tensors, out.size_of(infos))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from localcoder.convert.allocation import within_budget
+from localcoder.convert.choice import Choice
+from localcoder.convert.padding import padded_width
 from localcoder.convert.stream import (
-    Choice,
     GGUFSource,
     Outcome,
     PlannedTensor,
@@ -18,6 +20,7 @@ from localcoder.errors import ModelError, OptionError
 from localcoder.files.gguf_reader import GGUFFile
 from localcoder.files.gguf_writer import GGUFOutput
 
+_N_FF = "llama.feed_forward_length"
 FLOATS = ("f32", "f16", "bf16")
 
 
@@ -45,12 +48,12 @@ def quantize_file(
         ModelError: it holds another model than those of this family.
         OptionError: it is quantized already.
         OutputError: the target cannot be written. Whatever the error, nothing is left of it.
-        OptionError, FileError: as `Choice.plan`.
+        OptionError, FileError: as `Choice.plan` and `within_budget`.
     """
     with GGUFFile.open(source) as file:
         if not allow_requantize:
             refuse_quantized(file)
-        out, tensors = prepare(file, target, choice)
+        out, tensors = prepare(file, target, choice, requantize)
         infos = [tensor.info for tensor in tensors]
         if dry_run:
             return Outcome(tensors, out.size_of(infos))
@@ -63,7 +66,9 @@ def quantize_file(
     return outcome
 
 
-def prepare(file: GGUFFile, target: str | Path, choice: Choice) -> tuple[GGUFOutput, list[PlannedTensor]]:
+def prepare(
+    file: GGUFFile, target: str | Path, choice: Choice, requantize: Requantize
+) -> tuple[GGUFOutput, list[PlannedTensor]]:
     """The output for `file` with its metadata, not begun, and the tensors to write; raises as `quantize_file`."""
     n_layer, n_gqa = _dimensions(file)
     shapes = {name: tensor.shape for name, tensor in file.tensors.items()}
@@ -71,7 +76,11 @@ def prepare(file: GGUFFile, target: str | Path, choice: Choice) -> tuple[GGUFOut
     tensors = choice.plan(sources, shapes, n_layer, n_gqa)
     out = GGUFOutput(target, file.get_str("general.architecture"), inputs=file.paths)
     file.metadata.update(choice.metadata())
+    if choice.pad_ffn:
+        file.metadata[_N_FF] = padded_width(file.get_int(_N_FF))
     out.copy_metadata(file)
+    if choice.budget:
+        tensors = within_budget(out, tensors, choice, requantize, n_layer)
     return out, tensors
 
 

@@ -176,6 +176,10 @@ ALL: tuple[Recipe, ...] = (
 )  # fmt: skip
 
 NAMES: tuple[str, ...] = tuple(recipe.name for recipe in ALL)
+# From the closest to the original to the smallest; for each that is left out there is one as small and closer.
+BEST_FIRST: tuple[str, ...] = (
+    "bf16", "q8_0", "q6_k", "q5_k_m", "q5_k_s", "q4_k_m", "q4_k_s", "iq4_xs", "q3_k_l", "q3_k_m", "q3_k_s", "q2_k"
+)  # fmt: skip
 _BY_NAME = {name: recipe for recipe in ALL for name in (recipe.name, *recipe.aliases)}
 
 

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
-from localcoder.convert.recipes import Override, Recipe, Traits, choose_types
 from localcoder.errors import FileError, OutputError
 from localcoder.files.gguf_reader import GGUFFile
 from localcoder.files.gguf_writer import GGUFOutput, TensorInfo
-from localcoder.files.imatrix import ImportanceMatrix
 from localcoder.quants import QuantTensor, QuantType
 from localcoder.quants.spec import Bytes, Float32
 
@@ -110,63 +108,6 @@ def largest_magnitude(qtype: QuantType, stored: Bytes) -> float:
     bits = np.ascontiguousarray(stored).view(word)  # floats without their sign are in the order of their bits
     most = (bits & np.array(np.iinfo(word).max >> 1, word)).max(keepdims=True)
     return float(qtype.dequantize(most.reshape(1).view(np.uint8))[0])
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What the user asked for: how types are chosen and weights are rounded.
-
-    Attributes:
-        overrides: types for some matrices, whatever the recipe says.
-        imatrix: the inputs' statistics.
-    """
-
-    recipe: Recipe
-    overrides: Sequence[Override] = ()
-    imatrix: ImportanceMatrix | None = None
-
-    def plan(
-        self, sources: Mapping[str, Source], shapes: Mapping[str, tuple[int, ...]], n_layer: int, n_gqa: int
-    ) -> list[PlannedTensor]:
-        """What to write, in the order of `shapes`.
-
-        Raises:
-            OptionError: an override matches no matrix.
-            FileError: the importance matrix is another model's.
-        """
-        has_imatrix = self.imatrix is not None
-        traits = Traits(n_layer, n_gqa, tied="output.weight" not in shapes, has_imatrix=has_imatrix)
-        types = choose_types(self.recipe, shapes, traits, self.overrides)
-        importance = _importance(self.imatrix, shapes) if self.imatrix else {}
-        return [
-            PlannedTensor(TensorInfo(name, types[name], shape), sources[name], importance.get(name))
-            for name, shape in shapes.items()
-        ]
-
-    def metadata(self) -> dict[str, str | int]:
-        """What was done to the file, under llama.cpp's keys."""
-        from gguf import GGML_QUANT_VERSION
-
-        found: dict[str, str | int] = {
-            "general.file_type": self.recipe.file_type,
-            "general.quantization_version": GGML_QUANT_VERSION,
-        }
-        if self.imatrix:
-            if self.imatrix.path:
-                found["quantize.imatrix.file"] = self.imatrix.path.name
-            if self.imatrix.datasets:
-                found["quantize.imatrix.dataset"] = self.imatrix.datasets[0]
-            found["quantize.imatrix.entries_count"] = len(self.imatrix.sums)
-            found["quantize.imatrix.chunks_count"] = self.imatrix.n_chunks
-        return found
-
-
-def _importance(imatrix: ImportanceMatrix, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Float32]:
-    found = {name: imatrix.importance(name, shape[-1]) for name, shape in shapes.items() if len(shape) > 1}
-    known = {name: values for name, values in found.items() if values is not None}
-    if not known:
-        raise FileError(imatrix.source, "it observed none of this model's matrices: it belongs to another model")
-    return known
 
 
 @dataclass(frozen=True)

@@ -103,33 +103,35 @@ class GGUFOutput:
             self.add_metadata(key, value, source.value_types.get(key))
 
     def add_metadata(self, key: str, value: MetadataValue, types: tuple[int, int | None] | None = None) -> None:
-        """Adds one pair; `types` as in `GGUFFile.value_types`, default: the usual ones."""
+        """Sets one pair; `types` as in `GGUFFile.value_types`, default: the usual ones."""
         from gguf import GGUFValueType
 
         plain = value.tolist() if isinstance(value, np.ndarray) else value
         if plain == []:  # the format's writers leave it out
             return
         kind, element = types or _value_types(value)
+        self.metadata.kv_data[0].pop(key, None)
         self.metadata.add_key_value(
             key, plain, GGUFValueType(kind), None if element is None else GGUFValueType(element)
         )
 
     def size_of(self, tensors: Sequence[TensorInfo]) -> int:
         """Bytes of the file with the metadata so far and these tensors."""
-        return len(self._header(tensors)) + self._padded_bytes(tensors)
+        return len(self._header(tensors)) + self.padded_bytes(tensors)
 
     def begin(self, tensors: Sequence[TensorInfo]) -> int:
         """Writes the metadata and the table of tensors, whose bytes are to follow in this order; the file's size."""
         if self._to_write is not None:
             raise ValueError("begin was called before")
         header = self._header(tensors)
-        n_bytes = len(header) + self._padded_bytes(tensors)
+        n_bytes = len(header) + self.padded_bytes(tensors)
         self._file.check_space(n_bytes)
         self._file.write(header)
         self._to_write = deque(tensors)
         return n_bytes
 
-    def _padded_bytes(self, tensors: Sequence[TensorInfo]) -> int:
+    def padded_bytes(self, tensors: Sequence[TensorInfo]) -> int:
+        """What these tensors take in the file."""
         alignment = self.metadata.data_alignment
         return sum(info.nbytes + -info.nbytes % alignment for info in tensors)
 
@@ -138,7 +140,7 @@ class GGUFOutput:
         from gguf.gguf_writer import WriterState
 
         writer, header = self.metadata, io.BytesIO()
-        writer.tensors = [{}]
+        writer.tensors, writer.state = [{}], WriterState.NO_FILE
         for info in tensors:
             kind = GGMLQuantizationType(info.qtype.gguf_id)
             writer.add_tensor_info(info.name, info.shape, np.dtype(np.float32), info.nbytes, raw_dtype=kind)

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from localcoder.backends.base import Backend
-from localcoder.convert.quantizer import prepare, refuse_quantized
-from localcoder.convert.stream import Choice, Outcome, Progress, check_table, write_tensors
+from localcoder.convert.choice import Choice
+from localcoder.convert.quantizer import prepare, quantize_file, refuse_quantized
+from localcoder.convert.recipes import recipe_by_name
+from localcoder.convert.stream import Outcome, Progress, check_table, write_tensors
 from localcoder.errors import OptionError
+from localcoder.files.atomic import OutputFile
 from localcoder.files.gguf_reader import GGUFFile
 from localcoder.measure.calibrate import calibrate
 from localcoder.model.stages import StagedModel
@@ -40,9 +47,13 @@ def quantize_calibrated(
     """
     if choice.imatrix:
         raise OptionError("calibration takes the place of an importance matrix: give one of them")
+    if choice.pad_ffn:
+        with _padded_copy(Path(source), Path(target), choice, backend) as padded:
+            choice = replace(choice, pad_ffn=False)
+            return quantize_calibrated(padded, target, choice, backend, chunks, progress=progress)
     with GGUFFile.open(source) as file:
         refuse_quantized(file)
-        out, tensors = prepare(file, target, choice)
+        out, tensors = prepare(file, target, choice, backend.requantize)
         for tensor in tensors:
             tensor.check()
         names = StagedModel(file, backend, chunks.shape[1]).matrices
@@ -69,3 +80,17 @@ def quantize_calibrated(
             with GGUFFile.open(out.temporary) as written:
                 check_table(written, ordered, out.path)
     return outcome
+
+
+@contextlib.contextmanager
+def _padded_copy(source: Path, target: Path, choice: Choice, backend: Backend) -> Iterator[Path]:
+    """`source` with a padded feed-forward part, in the type that it has, beside `target`: what is calibrated is run."""
+    with GGUFFile.open(source) as file:
+        refuse_quantized(file)
+        OutputFile(target, inputs=file.paths)  # an error comes before the work
+        types = {tensor.qtype.name for tensor in file.tensors.values() if len(tensor.shape) > 1}
+    kept = replace(choice, recipe=recipe_by_name(types.pop() if len(types) == 1 else "f32"), overrides=(), budget=None)
+    with tempfile.TemporaryDirectory(prefix=".localcoder-", suffix=".tmp", dir=target.parent) as folder:
+        padded = Path(folder) / "padded.gguf"
+        quantize_file(source, padded, kept, requantize=backend.requantize)
+        yield padded

@@ -12,7 +12,7 @@ import math
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from localcoder.backends.c.lowering import assign_slots, lower
 from localcoder.backends.threads import thread_count
 from localcoder.convert.config import ModelConfig
 from localcoder.convert.layout import tensors_of
-from localcoder.convert.recipes import ALL, Recipe, Traits, choose_types
+from localcoder.convert.recipes import BEST_FIRST, Override, Recipe, Traits, choose_types, recipe_by_name
 from localcoder.errors import OptionError
 from localcoder.files.gguf_reader import GGUFFile
 from localcoder.model.engine import N_UBATCH, PAGE_SIZE
@@ -112,11 +112,11 @@ def model_of_file(path: Path) -> PlannedModel:
         return PlannedModel(path.name, dimensions, tensors, file.summary().file_bytes)
 
 
-def model_of_recipe(name: str, config: ModelConfig, recipe: Recipe) -> PlannedModel:
+def model_of_recipe(name: str, config: ModelConfig, recipe: Recipe, overrides: Sequence[Override] = ()) -> PlannedModel:
     """The file that `localcoder convert` would write."""
     traits = Traits(n_layer=config.n_layer, n_gqa=config.n_head // config.n_head_kv, tied=config.tied)
     shapes = {spec.name: spec.shape for spec in tensors_of(config)}
-    types = choose_types(recipe, shapes, traits)
+    types = choose_types(recipe, shapes, traits, overrides)
     tensors = {name: (types[name], shape) for name, shape in shapes.items()}
     n_bytes = sum(_padded(math.prod(shape[:-1]) * qtype.row_bytes(shape[-1])) for qtype, shape in tensors.values())
     return PlannedModel(name, _dimensions(config), tensors, n_bytes + _VOCABULARY_FILE_BYTES * config.n_vocab)
@@ -139,16 +139,22 @@ def _padded(n_bytes: int) -> int:
 
 
 def best_that_fits(
-    name: str, config: ModelConfig, fits: Callable[[Forecast], bool], *, n_ctx: int, kv_type: str, runtime: int
+    name: str,
+    config: ModelConfig,
+    fits: Callable[[Forecast], bool],
+    *,
+    n_ctx: int,
+    kv_type: str,
+    runtime: int,
+    overrides: Sequence[Override] = (),
 ) -> tuple[Recipe, Forecast] | None:
-    """The recipe that gives a model the most bytes among those whose forecast `fits`; None if none does."""
-    found = []
-    for recipe in ALL:
-        model = model_of_recipe(name, config, recipe)
+    """The first of `BEST_FIRST` whose forecast `fits`; None if none does."""
+    for recipe in map(recipe_by_name, BEST_FIRST):
+        model = model_of_recipe(name, config, recipe, overrides)
         there = forecast(model, n_ctx=n_ctx, kv_type=kv_type, runtime=runtime)
         if fits(there):
-            found.append((there.weights, recipe.name, recipe, there))
-    return max(found)[2:] if found else None
+            return recipe, there
+    return None
 
 
 def most_positions(model: PlannedModel, fits: Callable[[Forecast], bool], like: Forecast) -> int:

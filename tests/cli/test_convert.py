@@ -61,20 +61,26 @@ def test_a_bar_on_a_terminal(source, tmp_path):
     assert b"out.gguf (q8_0)" in shown
 
 
+@pytest.fixture(scope="module")
+def wide_source(tmp_path_factory):
+    """A checkpoint that takes a while."""
+    folder = tmp_path_factory.mktemp("wide")
+    tool.write_tokenizer(folder, 1000)
+    tool.write_checkpoint(folder, tool.make_config(**tool.SHAPES["1.3b"] | {"layers": 2}))
+    return folder
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
-def test_ctrl_c_leaves_nothing(tmp_path):
-    config = tool.make_config(**tool.SHAPES["1.3b"] | {"layers": 2})
-    tool.write_tokenizer(tmp_path / "source", 1000)
-    tool.write_checkpoint(tmp_path / "source", config)
-    out = tmp_path / "out"
-    out.mkdir()
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
+def test_a_signal_leaves_nothing(wide_source, tmp_path, name, code):
     with subprocess.Popen(
-        command(tmp_path / "source", out / "out.gguf", "--type", "q4_0"), stderr=subprocess.PIPE, env=ENVIRONMENT
+        command(wide_source, tmp_path / "out.gguf", "--type", "q4_0"), stderr=subprocess.PIPE, env=ENVIRONMENT
     ) as process:
         deadline = time.monotonic() + 60
-        while not list(out.iterdir()) and time.monotonic() < deadline:  # the temporary file
+        while not list(tmp_path.iterdir()) and time.monotonic() < deadline:  # the temporary file
             time.sleep(0.01)
-        process.send_signal(signal.SIGINT)
-        process.wait(60)
-    assert process.returncode == 130
-    assert list(out.iterdir()) == []
+        process.send_signal(getattr(signal, name))
+        _, shown = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert shown.strip() == b""
+    assert list(tmp_path.iterdir()) == []

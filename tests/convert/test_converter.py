@@ -11,9 +11,9 @@ import pytest
 from checkpoints import save_checkpoint
 
 from localcoder.backends.select import open_backend, usable_backends
+from localcoder.convert.choice import Choice
 from localcoder.convert.converter import convert
 from localcoder.convert.recipes import recipe_by_name
-from localcoder.convert.stream import Choice
 from localcoder.quants import by_name
 from localcoder.quants.search import quantize_best, requantize
 

@@ -14,7 +14,7 @@ import pathlib, resource, sys
 from localcoder.convert.converter import convert
 from localcoder.backends.select import open_backend
 from localcoder.convert.recipes import recipe_by_name
-from localcoder.convert.stream import Choice
+from localcoder.convert.choice import Choice
 convert(sys.argv[1], sys.argv[2], Choice(recipe_by_name("q4_0")), requantize=open_backend().requantize)
 # Linux carries ru_maxrss over from the process that started this one, so there the map's own high-water mark is read.
 status = pathlib.Path("/proc/self/status")

@@ -13,9 +13,9 @@ import pytest
 from tiny_model import write_tiny_model
 
 from localcoder.convert import stream
+from localcoder.convert.choice import Choice
 from localcoder.convert.quantizer import quantize_file
 from localcoder.convert.recipes import ALL, Override, recipe_by_name
-from localcoder.convert.stream import Choice
 from localcoder.errors import FileError, ModelError, OptionError, OutputError
 from localcoder.files.gguf_reader import GGUFFile
 from localcoder.files.imatrix import ImportanceMatrix

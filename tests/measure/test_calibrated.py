@@ -9,10 +9,10 @@ from tiny_model import write_tiny_model
 
 from localcoder.backends.reference import ReferenceBackend
 from localcoder.backends.select import open_backend
+from localcoder.convert.choice import Choice
 from localcoder.convert.converter import convert
 from localcoder.convert.quantizer import quantize_file
 from localcoder.convert.recipes import Override, recipe_by_name
-from localcoder.convert.stream import Choice
 from localcoder.errors import FileError, OptionError
 from localcoder.files.gguf_reader import GGUFFile
 from localcoder.files.imatrix import ImportanceMatrix

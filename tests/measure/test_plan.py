@@ -12,7 +12,7 @@ from localcoder.backends.select import survey
 from localcoder.coder import embedded_model
 from localcoder.convert.config import read_config
 from localcoder.convert.family import FAMILY
-from localcoder.convert.recipes import ALL, recipe_by_name
+from localcoder.convert.recipes import BEST_FIRST, recipe_by_name
 from localcoder.errors import CheckpointError, OptionError
 from localcoder.files.json_reader import read_json
 from localcoder.measure.plan import (
@@ -116,12 +116,12 @@ class TestAdvice:
         for n, fits in ((n_ctx, True), (n_ctx + CONTEXT_STEP, False)):
             assert (forecast(model, n_ctx=n, kv_type="f16", runtime=there.runtime).total <= 8 * GIB) == fits
 
-    def test_the_best_type_is_the_largest_that_fits(self):
+    def test_the_best_type_is_the_largest_of_the_good_that_fits(self):
         for budget in (5 * GIB, 8 * GIB, 20 * GIB):
             best = best_that_fits(
                 "6.7b", self.config, lambda f, most=budget: f.total <= most, n_ctx=512, kv_type="f16", runtime=0
             )
-            sizes = {r.name: model_of_recipe("", self.config, r) for r in ALL}
+            sizes = {name: model_of_recipe("", self.config, recipe_by_name(name)) for name in BEST_FIRST}
             totals = {n: forecast(m, n_ctx=512, kv_type="f16", runtime=0).total for n, m in sizes.items()}
             assert totals[best[0].name] == max(t for t in totals.values() if t <= budget)
 
