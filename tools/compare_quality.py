@@ -31,10 +31,10 @@ from numpy.typing import NDArray
 from localcoder import Coder
 from localcoder.backends.base import Backend
 from localcoder.backends.select import open_backend
+from localcoder.convert.choice import Choice
 from localcoder.convert.converter import convert
 from localcoder.convert.quantizer import FLOATS, quantize_file
 from localcoder.convert.recipes import NAMES, recipe_by_name
-from localcoder.convert.stream import Choice
 from localcoder.files.gguf_reader import GGUFFile
 from localcoder.files.imatrix import ImportanceMatrix
 from localcoder.measure.calibrated import quantize_calibrated

@@ -26,7 +26,7 @@ from localcoder.model.engine import Engine
 from localcoder.quants import QuantTensor, by_name
 
 PROBE = by_name("q4_0")  # enough noise to be seen over the backend's own rounding, and blocks that fit most rows
-_N_TOKENS = 4096  # that the model runs over for each group, half of them scored
+N_TOKENS = 4096  # half of them scored
 _MOST_PARTS = 8  # into which the layers are cut
 _LAYER = re.compile(r"blk\.([0-9]{1,6})\.(.+)")
 
@@ -34,7 +34,12 @@ Steps = Callable[[int, int], None]  # groups done, groups in all
 
 
 def measure_sensitivity(
-    file: GGUFFile, backend: Backend, chunks: NDArray[np.int32], progress: Steps | None = None
+    file: GGUFFile,
+    backend: Backend,
+    chunks: NDArray[np.int32],
+    progress: Steps | None = None,
+    *,
+    n_tokens: int = N_TOKENS,
 ) -> dict[str, float]:
     """KL divergence, in nats, for a unit of relative noise in the output of each matrix that `PROBE` fits.
 
@@ -42,7 +47,8 @@ def measure_sensitivity(
 
     Args:
         file: a model in a float format.
-        chunks: int32 [n_chunks, n_ctx], as `cut_chunks` makes them; some of them are used.
+        chunks: int32 [n_chunks, n_ctx], as `cut_chunks` makes them.
+        n_tokens: how many of them the model runs over for each group.
 
     Raises:
         FileError: a weight is not finite.
@@ -52,7 +58,7 @@ def measure_sensitivity(
     refuse_quantized(file)
     for tensor in file.tensors.values():
         _check(file, tensor)
-    chunks = chunks[:: max(1, chunks.size // _N_TOKENS)]
+    chunks = chunks[:: max(1, chunks.size // n_tokens)]
     base = list(_pieces(file, backend, chunks))
     found = {}
     groups = _groups(file.tensors)
