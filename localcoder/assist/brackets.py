@@ -12,7 +12,8 @@ _HASH_COMMENTS = re.compile(
 )
 _DASH_COMMENTS = re.compile(r"\.(?:sql|lua|hs|elm|ad[abs]|vhdl?)", re.IGNORECASE)
 
-_STRINGS = r"""(?P<string>"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*')"""
+# A string that the text ends within is one, too: what would close it may be still to come.
+_STRINGS = r"""(?P<string>"(?:\\.|[^"\\\n])*(?:"|\Z)|'(?:\\.|[^'\\\n])*(?:'|\Z))"""
 _BRACKETS = r"(?P<bracket>[()\[\]{}])"
 _TRIPLE = r'(?P<long>"{3}(?:\\.|[^\\])*?(?:"{3}|\Z)|\'{3}(?:\\.|[^\\])*?(?:\'{3}|\Z))'
 _BLOCK = r"(?P<long>/\*.*?(?:\*/|\Z)|`(?:\\.|[^`\\])*(?:`|\Z))"

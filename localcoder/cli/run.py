@@ -24,7 +24,7 @@ from localcoder.cli.common import (
     open_coder,
     threads_option,
 )
-from localcoder.cli.messages import show_error
+from localcoder.cli.messages import show_error, show_note
 from localcoder.cli.source import visible
 from localcoder.errors import LocalcoderError, OptionError
 
@@ -136,6 +136,9 @@ def _complete(coder: Coder, generation: Generation, as_json: bool) -> None:
             echo_json({"model": str(coder.path), **asdict(generation.completion)})
         elif on_terminal and not generation.completion.text.endswith("\n"):
             click.echo()
+    done = generation.completion
+    if done.finish_reason == "length" and done.n_prompt_tokens + done.n_tokens >= coder.n_ctx:
+        show_note(f"the text ends because the context of {coder.n_ctx} positions is full")
 
 
 def _prompt_loop(coder: Coder, ask: Callable[..., Generation], as_json: bool, options: dict[str, Any]) -> None:

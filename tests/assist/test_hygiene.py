@@ -84,6 +84,13 @@ def test_a_scope_that_does_not_exist():
         Hygiene("", "", scope="page")
 
 
+def test_a_bracket_in_a_string_that_is_not_finished_yet_ends_nothing():
+    hygiene = Hygiene("print(", ")\n", path="a.py")
+    written = "'a) b', \"c]\", x"
+    assert not any(hygiene.is_done(written[:n]) for n in range(len(written) + 1))
+    assert hygiene.is_done(written + ")")
+
+
 def holes():
     """Expressions of a few files of the standard library: text before, the expression, text after."""
     for name in ("textwrap.py", "bisect.py", "json/decoder.py"):

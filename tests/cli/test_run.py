@@ -90,6 +90,12 @@ def test_notes_go_to_stderr(cli, model, expected):
     )
 
 
+def test_a_full_context_is_said(cli, model):
+    full = cli("run", model, PROMPT, "--n-ctx", 30, "--max-tokens", 100, "--temperature", 1, "--seed", 1)
+    assert full.err == "localcoder: note: the text ends because the context of 30 positions is full\n"
+    assert cli("run", model, PROMPT, "--n-ctx", 300, "--max-tokens", 3).err == ""
+
+
 def endless(model, *more: object) -> list[object]:
     return ["run", model, PROMPT, "--max-tokens", 4000, "--temperature", 9, "--top-k", 0, "--top-p", 1, *more]
 
