@@ -7,16 +7,20 @@ A guess costs a little even when it is wrong, so guesses become rarer and shorte
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
-_SIZES = (12, 6, 3)  # tokens that have to be the same, longest first
+import numpy as np
+
+_LEAST_SHARED = 3  # tokens that have to be the same before a guess
+_MUCH_SHARED = 12  # so many are no accident
 _FIRST_LENGTH = 4
 _MOST_DRAFTED = 24
 _LONGEST_PAUSE = 64
+_MOST_PLACES = 8  # that are compared, the latest
 
 
 class Lookup:
-    """Remembers where each run of tokens occurred last, and drafts what followed it there.
+    """Remembers a history of tokens, and drafts what followed the last of them where they stood before.
 
     Args:
         tokens: the history so far.
@@ -25,34 +29,42 @@ class Lookup:
         n_drafted, n_accepted: tokens that were guessed, and those of them that were right.
     """
 
-    def __init__(self, tokens: Iterable[int]) -> None:
-        self._tokens: list[int] = []
-        self._ends: dict[tuple[int, ...], int] = {}  # run of tokens -> offset behind its last occurrence but the newest
-        self._newest: list[tuple[tuple[int, ...], int]] = []
+    def __init__(self, tokens: Sequence[int]) -> None:
+        self._n = len(tokens)
+        self._tokens = np.empty(max(2 * self._n, 64), np.int32)
+        self._tokens[: self._n] = tokens
         self._length = _FIRST_LENGTH
         self._n_failures = self._pause = 0
         self.n_drafted = self.n_accepted = 0
-        for token in tokens:
-            self.add(token)
 
     def add(self, token: int) -> None:
         """Appends a token to the history."""
-        self._ends.update(self._newest)  # a run is found from the next token on, so that it does not find itself
-        self._tokens.append(token)
-        n = len(self._tokens)
-        self._newest = [(tuple(self._tokens[n - size :]), n) for size in _SIZES if n >= size]
+        if self._n == len(self._tokens):
+            self._tokens = np.concatenate([self._tokens, np.empty_like(self._tokens)])
+        self._tokens[self._n] = token
+        self._n += 1
         self._pause = max(self._pause - 1, 0)
 
     def draft(self, n_most: int) -> list[int]:
         """At most so many tokens that may come next; empty where nothing speaks for any."""
-        if self._pause:
+        if self._pause or self._n <= _LEAST_SHARED:
             return []
-        for run, n in self._newest:
-            end = self._ends.get(run)
-            if end is not None:
-                length = min(self._length if len(run) < _SIZES[0] else _MOST_DRAFTED, n_most, n - end)
-                return self._tokens[end : end + length]
-        return []
+        tokens = self._tokens[: self._n]
+        is_same = np.ones(self._n - _LEAST_SHARED, np.bool_)
+        for i in range(_LEAST_SHARED):
+            is_same &= tokens[i : i + len(is_same)] == tokens[self._n - _LEAST_SHARED + i]
+        ends = (np.flatnonzero(is_same)[-_MOST_PLACES:] + _LEAST_SHARED).tolist()
+        if not ends:
+            return []
+        n_shared, end = max((self._n_shared(end), end) for end in ends)
+        length = min(_MOST_DRAFTED if n_shared >= _MUCH_SHARED else self._length, n_most)
+        return tokens[end : end + length].tolist()
+
+    def _n_shared(self, end: int) -> int:
+        """How many tokens before `end` are those at the end of the history, up to as many as matter."""
+        n = min(end, _MUCH_SHARED)
+        differs = np.flatnonzero(self._tokens[end - n : end] != self._tokens[self._n - n : self._n])
+        return n - 1 - int(differs[-1]) if len(differs) else n
 
     def learn(self, n_drafted: int, n_accepted: int) -> None:
         """Tells how many tokens of the last draft were right."""
