@@ -29,8 +29,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from localcoder import Coder
-from localcoder.backends.base import Backend
 from localcoder.backends.select import open_backend
+from localcoder.backends.threads import usable_cores
 from localcoder.convert.choice import Choice
 from localcoder.convert.converter import convert
 from localcoder.convert.quantizer import FLOATS, quantize_file
@@ -87,14 +87,25 @@ class Row:
 class Bench:
     """What all types have in common: the float model, the texts in its tokens, and the importance matrix."""
 
-    def __init__(self, model: Path, folder: Path, backend: Backend, test: str, calibration: str, n_ctx: int) -> None:
-        self.folder, self.backend, self.base = folder, backend, model
+    def __init__(
+        self, model: Path, folder: Path, test: str, calibration: str, n_ctx: int, threads: int | None = None
+    ) -> None:
+        self.folder, self.base, self.threads = folder, model, threads or usable_cores()
+        self.backend = open_backend(threads=threads)
         if model.is_dir():
             self.base = folder / "float.gguf"
-            convert(model, self.base, Choice(recipe_by_name("f32")), requantize=backend.requantize, name=model.name)
-        with Coder(self.base, n_ctx=n_ctx) as coder:
+            convert(
+                model, self.base, Choice(recipe_by_name("f32")), requantize=self.backend.requantize, name=model.name
+            )
+        with self.opened(self.base, n_ctx) as coder:
             bos_id = coder.tokenizer.bos_id if coder.tokenizer.add_bos else None
             self.test, self.calibration = (cut_chunks(coder.tokenize(t), n_ctx, bos_id) for t in (test, calibration))
+
+    def opened(self, path: Path, n_ctx: int) -> Coder:
+        return Coder(path, n_ctx=n_ctx, threads=self.threads)
+
+    def close(self) -> None:
+        self.backend.close()
 
     @cached_property
     def importance(self) -> dict[str, Float32]:
@@ -127,14 +138,14 @@ class Bench:
         paths = {variant: self.write(type_name, variant) for variant in variants}
         n_ctx = self.test.shape[1]
         with contextlib.ExitStack() as stack:
-            base, *others = (stack.enter_context(Coder(path, n_ctx=n_ctx)) for path in (self.base, *paths.values()))
+            base, *others = (stack.enter_context(self.opened(path, n_ctx)) for path in (self.base, *paths.values()))
             pieces = [scored_pieces(coder.engine, self.test) for coder in others]
             *_, samples = compare_pieces(scored_pieces(base.engine, self.test), pieces)
             by_variant = {
                 variant: Quality(path.stat().st_size, self._squared_error(path), sample.summarize())
                 for (variant, path), sample in zip(paths.items(), samples, strict=True)
             }
-        row = Row(type_name, by_variant, perplexity_in_llama_cpp(paths[OURS], self.test))
+        row = Row(type_name, by_variant, perplexity_in_llama_cpp(paths[OURS], self.test, self.threads))
         for path in paths.values():
             path.unlink()
         return row
@@ -144,10 +155,18 @@ class Bench:
             return relative_error([d for d in compare_tensors(a, b) if d.is_quantized])
 
 
-def perplexity_in_llama_cpp(path: Path, chunks: NDArray[np.int32]) -> float:
+def perplexity_in_llama_cpp(path: Path, chunks: NDArray[np.int32], threads: int) -> float:
     """llama.cpp's perplexity of a file over the same chunks, scored as ours are."""
     n_ctx = chunks.shape[1]
-    model = llama_cpp.Llama(str(path), n_ctx=n_ctx, n_batch=n_ctx, logits_all=True, verbose=False)
+    model = llama_cpp.Llama(
+        str(path),
+        n_ctx=n_ctx,
+        n_batch=n_ctx,
+        n_threads=threads,
+        n_threads_batch=threads,
+        logits_all=True,
+        verbose=False,
+    )
     losses = []
     for chunk in chunks:
         model.reset()
@@ -243,15 +262,16 @@ def main(
         test, calibration_text = whole[:TEST_CHARACTERS], calibration.read_text(encoding="utf-8")
     else:
         test, calibration_text = split(whole)
-    backend = open_backend(threads=threads)
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(model, Path(folder), backend, test, calibration_text, n_ctx)
-        rows = []
+        bench = Bench(model, Path(folder), test, calibration_text, n_ctx, threads)
+        about = describe(bench, text, calibration or text)
+        rows: list[Row] = []
         for type_name in types.split(","):
             rows.append(bench.measure(type_name))
+            path = write_results(name or model.stem, about, rows)
             click.echo("\n".join([*table(rows)][0 if len(rows) == 1 else -1 :]))
-    backend.close()
-    click.echo(f"wrote {write_results(name or model.stem, describe(bench, text, calibration or text), rows)}")
+        bench.close()
+    click.echo(f"wrote {path}")
 
 
 if __name__ == "__main__":
