@@ -10,6 +10,7 @@ import os
 import re
 import subprocess
 import sys
+import sysconfig
 import venv
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
@@ -179,3 +180,17 @@ def test_the_sdist_builds_the_wheel(equipped: Machine, tmp_path: Path) -> None:
     assert re.fullmatch(r"localcoder_runtime-[^-]+-py3-none-(?!any).+\.whl", wheel.name)
     with zipfile.ZipFile(wheel) as archive:
         check_files(archive.namelist(), native=True)
+
+
+@pytest.mark.skipif(sysconfig.get_platform() != "linux-x86_64", reason="builds the wheel for Linux on x86-64")
+def test_a_wheel_for_everybody_runs_here_without_a_compiler(bare: Machine, tmp_path: Path) -> None:
+    pytest.importorskip("ziglang")
+    pytest.importorskip("lief")
+    folder = tmp_path / "wheels"
+    subprocess.run([sys.executable, ROOT / "tools" / "build_wheels.py", "linux-x86_64", "-o", folder], check=True)
+    (wheel,) = folder.iterdir()
+    bare.install("--no-index", str(wheel))
+    assert set(bare.tags()) == {"py3-none-manylinux2014_x86_64", "py3-none-manylinux_2_17_x86_64"}
+    check_files(installed_files(bare), native=True)
+    assert bare.default_backend() == "c"
+    assert "numba" not in bare.complete().stderr
