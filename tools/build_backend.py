@@ -40,6 +40,10 @@ Settings = dict[str, "str | list[str]"] | None
 
 ZIG_REQUIREMENT = "ziglang>=0.15"
 
+# The oldest systems that libraries compiled by Zig run on.
+GLIBC = (2, 17)
+MACOS = (11, 0)
+
 # What a compiler must manage: the GNU attributes of our sources, the C library's headers, threads, a shared library.
 PROBE = """
 #include <stdint.h>
@@ -153,8 +157,8 @@ def _zig_target() -> str | None:
         return None
     if sys.platform == "linux":
         is_musl = "musl" in (sysconfig.get_config_var("HOST_GNU_TYPE") or "")
-        return f"{cpu}-linux-musl" if is_musl else f"{cpu}-linux-gnu.2.17"
-    return f"{cpu}-macos.11.0" if sys.platform == "darwin" else None
+        return f"{cpu}-linux-musl" if is_musl else f"{cpu}-linux-gnu.{GLIBC[0]}.{GLIBC[1]}"
+    return f"{cpu}-macos.{MACOS[0]}.{MACOS[1]}" if sys.platform == "darwin" else None
 
 
 def _generator() -> dict[str, str]:

@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
 
 import build_backend  # noqa: E402
+from build_backend import GLIBC, MACOS  # noqa: E402
 from check_library import Requirements, WrongLibrary, check_library  # noqa: E402
 from wheel.wheelfile import WheelFile  # noqa: E402
 
@@ -31,7 +32,7 @@ class Platform:
     Attributes:
         target: in Zig's words.
         system, processor: in CMake's words.
-        tags: in those of wheels.
+        tag: in those of wheels.
         library: the file's name.
         requirements: the most that the library may ask of the system.
     """
@@ -39,43 +40,43 @@ class Platform:
     target: str
     system: str
     processor: str
-    tags: tuple[str, ...]
+    tag: str
     library: str
     requirements: Requirements
 
 
 def _glibc(processor: str, loader: str) -> Platform:
     return Platform(
-        f"{processor}-linux-gnu.2.17",
+        f"{processor}-linux-gnu.{GLIBC[0]}.{GLIBC[1]}",
         "Linux",
         processor,
-        (f"manylinux2014_{processor}", f"manylinux_2_17_{processor}"),
+        f"manylinux_{GLIBC[0]}_{GLIBC[1]}_{processor}",
         "liblocalcoder.so",
-        Requirements(("libc.so.6", "libm.so.6", "libpthread.so.0", loader), glibc=(2, 17)),
+        Requirements(("libc.so.6", "libm.so.6", "libpthread.so.0", loader), glibc=GLIBC),
     )
 
 
 def _musl(processor: str) -> Platform:
     # Libraries of musl since 1.2 are the same; its loader knows "libc.so" as itself.
-    tags = (f"musllinux_1_2_{processor}",)
-    return Platform(f"{processor}-linux-musl", "Linux", processor, tags, "liblocalcoder.so", Requirements(("libc.so",)))
+    tag = f"musllinux_1_2_{processor}"
+    return Platform(f"{processor}-linux-musl", "Linux", processor, tag, "liblocalcoder.so", Requirements(("libc.so",)))
 
 
 def _macos(processor: str, zig_processor: str) -> Platform:
     return Platform(
-        f"{zig_processor}-macos.11.0",
+        f"{zig_processor}-macos.{MACOS[0]}.{MACOS[1]}",
         "Darwin",
         processor,
-        (f"macosx_11_0_{processor}",),
+        f"macosx_{MACOS[0]}_{MACOS[1]}_{processor}",
         "liblocalcoder.dylib",
-        Requirements(("/usr/lib/libSystem.B.dylib",), macos=(11, 0)),
+        Requirements(("/usr/lib/libSystem.B.dylib",), macos=MACOS),
     )
 
 
 def _windows(tag: str, processor: str, zig_processor: str) -> Platform:
     libraries = ("kernel32.dll", "ntdll.dll", "api-ms-win-crt-*.dll")  # in every Windows 10
     return Platform(
-        f"{zig_processor}-windows-gnu", "Windows", processor, (tag,), "liblocalcoder.dll", Requirements(libraries)
+        f"{zig_processor}-windows-gnu", "Windows", processor, tag, "liblocalcoder.dll", Requirements(libraries)
     )
 
 
@@ -131,16 +132,15 @@ def declared_functions() -> set[str]:
 
 
 def pack_wheel(pure: Path, platform: Platform, native: Path, folder: Path) -> Path:
-    """The wheel without a C core, with one: `pure` plus the files in `native`, under the platform's tags."""
-    name = pure.name.replace("-none-any.whl", f"-none-{'.'.join(platform.tags)}.whl")
+    """The wheel without a C core, with one: `pure` plus the files in `native`, under the platform's tag."""
+    name = pure.name.replace("-none-any.whl", f"-none-{platform.tag}.whl")
     partial = folder / name
     with WheelFile(str(pure)) as source, WheelFile(str(partial), "w") as wheel:
         described = f"{source.dist_info_path}/WHEEL"
         for info in source.infolist():
             if info.filename == described:
                 text = source.read(info).decode("utf-8").replace("Root-Is-Purelib: true", "Root-Is-Purelib: false")
-                tags = "".join(f"Tag: py3-none-{tag}\n" for tag in platform.tags)
-                wheel.writestr(info, text.replace("Tag: py3-none-any\n", tags).encode())
+                wheel.writestr(info, text.replace("Tag: py3-none-any\n", f"Tag: py3-none-{platform.tag}\n").encode())
             elif info.filename != source.record_path:
                 wheel.writestr(info, source.read(info))
         for file in sorted(native.iterdir()):

@@ -190,7 +190,7 @@ def test_a_wheel_for_everybody_runs_here_without_a_compiler(bare: Machine, tmp_p
     subprocess.run([sys.executable, ROOT / "tools" / "build_wheels.py", "linux-x86_64", "-o", folder], check=True)
     (wheel,) = folder.iterdir()
     bare.install("--no-index", str(wheel))
-    assert set(bare.tags()) == {"py3-none-manylinux2014_x86_64", "py3-none-manylinux_2_17_x86_64"}
+    assert bare.tags() == ["py3-none-manylinux_2_17_x86_64"]
     check_files(installed_files(bare), native=True)
     assert bare.default_backend() == "c"
     assert "numba" not in bare.complete().stderr
