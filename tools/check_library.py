@@ -54,7 +54,10 @@ def check_library(path: Path, declared: set[str], allowed: Requirements) -> None
 def exported_functions(binary: lief.ELF.Binary | lief.MachO.Binary | lief.PE.Binary) -> set[str]:
     """Names as C has them."""
     names = {str(function.name) for function in binary.exported_functions}
-    return {name.removeprefix("_") for name in names} if isinstance(binary, lief.MachO.Binary) else names
+    if not isinstance(binary, lief.MachO.Binary):
+        return names
+    of_the_linker = {"__mh_dylib_header", "___dso_handle"}
+    return {name.removeprefix("_") for name in names - of_the_linker}
 
 
 def _check_exports(found: Iterable[str], declared: set[str]) -> None:
