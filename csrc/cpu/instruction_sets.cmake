@@ -6,30 +6,34 @@
 # stands for its compiler flag, unless there are FLAGS: ways to say the same, of which the first that the compiler
 # understands is taken. BASE: whose kernels it overrides (default: ref). SEARCHES: whose quantize_search_NAME.c it uses
 # (default: its own). TEST_ONLY: in builds with LOCALCODER_BUILD_TESTS.
-include(CheckCCompilerFlag)
-include(CheckCSourceCompiles)
+separate_arguments(compiler_arguments UNIX_COMMAND "${CMAKE_C_COMPILER_ARG1}")
 
-foreach(arch_and_macro X86_64=__x86_64__ ARM64=__aarch64__)
-  string(REPLACE "=" ";" pair ${arch_and_macro})
-  list(GET pair 0 arch)
-  list(GET pair 1 macro)
-  check_c_source_compiles("
-#if !defined(${macro})
-#error another processor
-#endif
-int main(void) { return 0; }" LOCALCODER_${arch})
-endforeach()
+# Whether the compiler takes the text with these flags. CMake's own checks would link a program too, for which Zig compiles
+# the C library anew with each set of flags.
+function(lc_compiles result text)
+  set(probe ${CMAKE_CURRENT_BINARY_DIR}/generated/probe)
+  file(WRITE ${probe}.c "${text}\n")
+  execute_process(
+    COMMAND ${CMAKE_C_COMPILER} ${compiler_arguments} ${ARGN} -c ${probe}.c -o ${probe}.o
+    RESULT_VARIABLE failed OUTPUT_QUIET ERROR_QUIET)
+  if(failed)
+    set(${result} OFF PARENT_SCOPE)
+  else()
+    set(${result} ON PARENT_SCOPE)
+  endif()
+endfunction()
+
+lc_compiles(LOCALCODER_X86_64 "#if !defined(__x86_64__)\n#error another processor\n#endif")
+lc_compiles(LOCALCODER_ARM64 "#if !defined(__aarch64__)\n#error another processor\n#endif")
 set(LOCALCODER_ANY ON)
 
 # The first of the alternatives, each a list of flags, that the compiler understands; "NOTFOUND" if none.
 function(lc_find_flags result)
   set(${result} "NOTFOUND" PARENT_SCOPE)
   foreach(flags ${ARGN})
-    string(REPLACE " " ";" flags "${flags}")
-    string(MAKE_C_IDENTIFIER "LOCALCODER_HAS${flags}" has)
-    string(REPLACE ";" " " CMAKE_REQUIRED_FLAGS "${flags}")
-    check_c_source_compiles("int main(void) { return 0; }" ${has})
-    if(${has})
+    separate_arguments(flags UNIX_COMMAND "${flags}")
+    lc_compiles(is_known "int probe;" ${flags})
+    if(is_known)
       set(${result} "${flags}" PARENT_SCOPE)
       return()
     endif()
