@@ -15,8 +15,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from localcoder.assist.hygiene import ALL_RULES, Rules, Scope
-from localcoder.backends.select import open_backend
-from localcoder.errors import FileError, OptionError
+from localcoder.backends.select import is_on_cpu, open_backend
+from localcoder.errors import BackendError, FileError, OptionError
 from localcoder.files.gguf_reader import GGUFFile
 from localcoder.model.engine import N_UBATCH, Engine
 from localcoder.quants.spec import Float32
@@ -86,12 +86,25 @@ class Coder:
             self.path = Path(path) if path is not None else resources.enter_context(embedded_model())
             file = GGUFFile.open(self.path)
             self._tokenizer = Tokenizer.from_gguf(file)
-            backend = open_backend(device, threads)
-            resources.callback(backend.close)
-            self._engine = Engine(
-                file, backend, n_ctx=n_ctx, n_sequences=n_sequences, n_ubatch=n_ubatch, kv_type=kv_type
-            )
-            resources.callback(self._engine.close)
+
+            def open_engine(device: str) -> Engine:
+                with contextlib.ExitStack() as opened:
+                    backend = open_backend(device, threads)
+                    opened.callback(backend.close)
+                    try:
+                        engine = Engine(
+                            file, backend, n_ctx=n_ctx, n_sequences=n_sequences, n_ubatch=n_ubatch, kv_type=kv_type
+                        )
+                    except BackendError as refusal:
+                        if device != "auto" or is_on_cpu(backend):
+                            raise
+                        log.warning("%s; computing on the CPU", refusal)
+                        return open_engine("cpu")
+                    opened.callback(engine.close)
+                    resources.push(opened.pop_all())
+                    return engine
+
+            self._engine = open_engine(device)
             self._resources = resources.pop_all()
         self._closed = False
         self._pool = SessionPool(self._engine)

@@ -397,10 +397,12 @@ LC_API void lc_emulated_free(void *p) {
 }
 
 /* Runs a kernel to its end. Returns NULL, or what it did wrong, until the next launch. Not for two threads at once. */
-LC_API const char *lc_emulated_launch(const char *name, int32_t x, int32_t y, int32_t z, const uint64_t *arguments) {
+LC_API const char *lc_emulated_launch(const char *name, int32_t x, int32_t y, int32_t z, int32_t threads,
+                                      const uint64_t *arguments) {
     machine.error.clear();
     const auto found = kernels().find(name);
     if (found == kernels().end()) return "no such kernel";
+    if (found->second.threads != threads) return "launched with another number of threads than it is written for";
     if (machine.stacks == nullptr) {
         void *p = mmap(nullptr, (size_t)MAX_THREADS * STACK_BYTES, PROT_READ | PROT_WRITE,
                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);

@@ -93,13 +93,14 @@ class Backend(ABC):
 
 @dataclass(frozen=True)
 class InstructionSet:
-    """An instruction set that a backend knows: `reason` says why it is not usable here, None where it is; `in_use`,
-    whether the backend takes it when it is opened now."""
+    """An instruction set (or a card) that a backend knows: `reason` says why it is not usable here, None where it is;
+    `in_use`, whether the backend takes it when it is opened now; `detail`, what it is."""
 
     name: str
     usable: bool
     reason: str | None = None
     in_use: bool = False
+    detail: str = ""
 
 
 class HostKVStore(KVStore):

@@ -39,14 +39,16 @@ class _Entry:
         except ModuleNotFoundError as error:
             return f"{error.name} is not in this installation"
 
-    def open(self, threads: int) -> Backend:
+    def open(self, threads: int, *number: int) -> Backend:
+        """`number`: which of several devices, if that was said."""
         try:
-            return getattr(self.load(), self.class_name)(threads)
+            return getattr(self.load(), self.class_name)(threads, *number)
         except ImportError as error:  # a library is installed and does not load: its versions do not fit
             raise BackendError(f"the {self.name} backend cannot be loaded: {error}") from None
 
 
 _BACKENDS = (  # in order of preference
+    _Entry("cuda", "cuda", "kernels for NVIDIA cards", "localcoder.backends.cuda.driver", "CardBackend"),
     _Entry("c", "cpu", "C core with run-time choice of instruction set", "localcoder.backends.c", "CBackend"),
     _Entry("numba", "cpu", "kernels compiled by numba", "localcoder.backends.numba", "NumbaBackend"),
     _Entry("numpy", "cpu", "plain reference, for testing", "localcoder.backends.reference", "ReferenceBackend", False),
@@ -86,7 +88,7 @@ class BackendReport:
 
 
 def open_backend(device: str = "auto", threads: int | None = None) -> Backend:
-    """The backend for `device` ("auto" or "cpu"), or the one that LOCALCODER_BACKEND names.
+    """The backend for `device` ("auto", "cpu", "cuda" or "cuda:N"), or the one that LOCALCODER_BACKEND names.
 
     Args:
         threads: default: LOCALCODER_THREADS, else the physical cores this process may use.
@@ -96,15 +98,25 @@ def open_backend(device: str = "auto", threads: int | None = None) -> Backend:
         BackendError: the backend or device is not available here; the message has the reason.
     """
     n_threads = thread_count(threads)
+    kind, _, number = device.partition(":")
     entry = _choose(device)
-    if _forced() is None and entry is not _BACKENDS[0]:
+    if _forced() is None and entry.device == "cpu" and entry is not _best_on_cpu():
         _warn_slower(entry.name)
-    return entry.open(n_threads)
+    return entry.open(n_threads, *([int(number)] if number and kind == entry.device else []))
+
+
+def _best_on_cpu() -> _Entry:
+    return next(entry for entry in _BACKENDS if entry.device == "cpu")
+
+
+def is_on_cpu(backend: Backend) -> bool:
+    """Whether `backend` is one that every machine has, and not a card."""
+    return any(entry.name == backend.name and entry.device == "cpu" for entry in _BACKENDS)
 
 
 @cache  # once a process
 def _warn_slower(name: str) -> None:
-    best = _BACKENDS[0]
+    best = _best_on_cpu()
     log.warning("running on %s, which is slower than %s: %s", name, best.name, best.unavailable_because())
 
 
@@ -117,6 +129,8 @@ def survey() -> list[BackendReport]:
     reports = []
     for entry in _BACKENDS:
         reason = entry.unavailable_because()
+        if reason and not entry.automatic and entry.device != "cpu":
+            continue  # only for testing, and not here
         sets = () if reason else tuple(entry.load().instruction_sets())
         reports.append(
             BackendReport(entry.name, entry.device, entry.summary, reason is None, reason, entry.name == default, sets)
@@ -134,17 +148,15 @@ def _forced() -> str | None:
 
 
 def _choose(device: str) -> _Entry:
-    kind = device.partition(":")[0]
-    if kind == "cuda" and kind not in _DEVICES:
-        raise BackendError(f"device {device!r}: this version has no CUDA backend; use --device cpu")
-    if device not in _DEVICES:
-        raise OptionError(f"unknown device {device!r}; known: {', '.join(_DEVICES)}")
+    kind, colon, number = device.partition(":")
+    if kind not in _DEVICES or (colon and not (kind == "cuda" and number.isdecimal())):
+        raise OptionError(f"unknown device {device!r}; known: {', '.join(_DEVICES)} (cuda:1 is the second card)")
     forced = _forced()
     if forced is not None:
         return _by_name(forced)
     reasons = []
     for entry in _BACKENDS:
-        if device != entry.device and not (device == "auto" and entry.automatic):
+        if kind != entry.device and not (kind == "auto" and entry.automatic):
             continue
         reason = entry.unavailable_because()
         if reason is None:

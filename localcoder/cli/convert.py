@@ -35,7 +35,7 @@ def convert(
     from localcoder.convert.converter import convert as convert_checkpoint
 
     choice = make_choice(type_name, wanted, source, DEFAULT_TYPE)
-    backend = open_backend(threads=threads)
+    backend = open_backend("cpu", threads)
     try:
         with byte_progress(f"{out.name} ({choice.name})") as progress:
             outcome = convert_checkpoint(

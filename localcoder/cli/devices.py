@@ -29,7 +29,7 @@ def devices(as_json: bool) -> None:
             click.echo(f"{'':<12} because: {report.reason}")
         for isa in report.instruction_sets:
             state = "used" if isa.in_use else "usable" if isa.usable else f"not usable: {isa.reason}"
-            click.echo(f"{'':<12} {isa.name:<12} {state}")
+            click.echo(f"{'':<12} {isa.name:<12} {state}{f' ({isa.detail})' if isa.detail else ''}")
     click.echo(f"threads: {threads}")
     if stranger:
         click.echo(f"warning: {stranger}", err=True)

@@ -69,7 +69,7 @@ def quantize(
     chunks = None
     if calibration_file:
         chunks = _calibration_chunks(source, calibration_file, calibrate_ctx)[:calibrate_chunks]
-    backend = open_backend(threads=threads)
+    backend = open_backend("cpu", threads)
     try:
         if chunks is not None and choice.budget:
             choice = _with_sensitivity(choice, source, backend, chunks)

@@ -258,7 +258,7 @@ def launch(kind: str, kernel: str, *arguments: int) -> np.ndarray:
     device = backend_of(kind).device
     memory = Memory(device, 256)
     memory.write(np.arange(64, dtype=np.int32))
-    device.launch(Launch(kernel, (1, 1, 1), (memory.address, *arguments)))
+    device.launch(Launch(kernel, (1, 1, 1), 64, (memory.address, *arguments)))
     out = np.empty(64, np.int32)
     memory.read(out)
     return out

@@ -23,12 +23,12 @@ def _plain_environment(monkeypatch):
     select._warn_slower.cache_clear()
 
 
-def entry(name: str, reason: str | None, automatic: bool = True) -> select._Entry:
+def entry(name: str, reason: str | None, automatic: bool = True, device: str = "cpu") -> select._Entry:
     class Entry(select._Entry):
         def unavailable_because(self) -> str | None:
             return reason
 
-    return Entry(name, "cpu", "fake", reference.__name__, "ReferenceBackend", automatic)
+    return Entry(name, device, "fake", reference.__name__, "ReferenceBackend", automatic)
 
 
 def test_importing_the_selector_loads_nothing_heavy():
@@ -53,16 +53,31 @@ def test_the_forced_backend_is_the_one_that_opens(name, monkeypatch):
 
 
 def test_unknown_names_are_refused_with_the_known_ones(monkeypatch):
-    with pytest.raises(OptionError, match="known: auto, cpu"):
+    with pytest.raises(OptionError, match="known: auto, cuda, cpu"):
         select.open_backend("tpu")
     monkeypatch.setenv("LOCALCODER_BACKEND", "fortran")
-    with pytest.raises(OptionError, match="known: c, numba, numpy"):
+    with pytest.raises(OptionError, match="known: cuda, c, numba, numpy"):
         select.open_backend()
 
 
-def test_cuda_is_refused_as_unavailable():
-    with pytest.raises(BackendError, match="no CUDA backend"):
-        select.open_backend("cuda:0")
+@pytest.mark.parametrize("device", ["cuda", "cuda:0"])
+def test_a_card_that_is_not_here_is_refused_with_the_reason(device, monkeypatch):
+    monkeypatch.setattr(select, "_BACKENDS", (entry("cuda", "no driver", device="cuda"), entry("c", None)))
+    with pytest.raises(BackendError, match="cuda: no driver"):
+        select.open_backend(device)
+
+
+@pytest.mark.parametrize("device", ["cuda:", "cuda:x", "cuda:-1", "cpu:0", "auto:1"])
+def test_numbers_are_for_cards(device):
+    with pytest.raises(OptionError, match="unknown device"):
+        select.open_backend(device)
+
+
+def test_without_a_card_the_cpu_computes_and_nothing_is_said(monkeypatch, caplog):
+    monkeypatch.setattr(select, "_BACKENDS", (entry("cuda", "no driver", device="cuda"), entry("c", None)))
+    with caplog.at_level(logging.INFO, "localcoder"):
+        select.open_backend(threads=1)
+    assert not caplog.records
 
 
 def test_a_forced_backend_that_is_not_here_gives_its_reason(monkeypatch):

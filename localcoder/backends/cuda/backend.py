@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -42,11 +44,13 @@ class CudaBackend(Backend):
             raise BackendError(f"a card's KV cache is {' or '.join(KV_TYPES)}, not {shape.kv_type}")
         if shape.head_dim > plan.MAX_DIM or shape.head_dim % 2:
             raise BackendError(f"heads of {shape.head_dim} values do not run on a card: even, at most {plan.MAX_DIM}")
-        return DeviceKVStore(self.device, shape, n_pages)
+        with _explained():
+            return DeviceKVStore(self.device, shape, n_pages)
 
     def compile(self, program: Program, kv: KVStore, max_tokens: int) -> Executable:
         assert isinstance(kv, DeviceKVStore)
-        return CudaExecutable(self, program, kv, max_tokens)
+        with _explained():
+            return CudaExecutable(self, program, kv, max_tokens)
 
     def quantize(self, qtype: QuantType, x: Float32) -> Bytes:
         return qtype.quantize(x)
@@ -75,6 +79,16 @@ class CudaBackend(Backend):
     def close(self) -> None:
         self._grids.clear()
         self.device.close()
+
+
+@contextlib.contextmanager
+def _explained() -> Iterator[None]:
+    """A device's MemoryError as one that tells what to do."""
+    try:
+        yield
+    except MemoryError as e:
+        advice = "choose a smaller context (--ctx), a smaller quantization, or --device cpu"
+        raise BackendError(f"the model does not fit on the card: {e}; {advice}") from None
 
 
 def _uploaded(device: Device, array: NDArray[Any]) -> Memory:
@@ -109,7 +123,7 @@ class _Matrix:
             staging.write(rows)
             grid = (-(-len(rows) * n_blocks // plan.ROW_THREADS), 1, 1)
             arguments = (staging.address, self.memory.address + row * target_bytes, len(rows), n_blocks)
-            device.launch(Launch(f"lc_split_{qtype.name}", grid, arguments, qtype))
+            device.launch(Launch(f"lc_split_{qtype.name}", grid, plan.ROW_THREADS, arguments, qtype))
         staging.free()
 
 

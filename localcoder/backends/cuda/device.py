@@ -19,7 +19,7 @@ from localcoder.quants import QuantType
 
 @dataclass(frozen=True)
 class Launch:
-    """One kernel on one grid of thread blocks.
+    """One kernel on one grid of blocks of `threads` threads.
 
     `arguments` are the kernel's parameters in order, each a pointer or a 64-bit integer. `weight` is the format that
     the kernel is compiled for (csrc/cuda/linear.cu), None for those that touch no weights.
@@ -27,6 +27,7 @@ class Launch:
 
     kernel: str
     grid: tuple[int, int, int]
+    threads: int
     arguments: tuple[int, ...]
     weight: QuantType | None = None
 

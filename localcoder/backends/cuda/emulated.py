@@ -25,7 +25,8 @@ VARIABLE = "LOCALCODER_CUDA_EMULATED"
 _DECLARATIONS = """
 void *lc_emulated_alloc(uint64_t size);
 void lc_emulated_free(void *p);
-const char *lc_emulated_launch(const char *name, int32_t x, int32_t y, int32_t z, const uint64_t *arguments);
+const char *lc_emulated_launch(const char *name, int32_t x, int32_t y, int32_t z, int32_t threads,
+                               const uint64_t *arguments);
 """
 
 
@@ -84,7 +85,7 @@ class EmulatedDevice(Device):
 
     def launch(self, launch: Launch) -> None:
         words = self._ffi.new("uint64_t[]", [argument & 0xFFFFFFFFFFFFFFFF for argument in launch.arguments])
-        fault = self._lib.lc_emulated_launch(launch.kernel.encode(), *launch.grid, words)
+        fault = self._lib.lc_emulated_launch(launch.kernel.encode(), *launch.grid, launch.threads, words)
         if fault != self._ffi.NULL:
             raise BackendError(f"CUDA kernel: {self._ffi.string(fault).decode()}")
 

@@ -22,6 +22,7 @@ MANY_ROWS, MANY_TOKENS, MANY_K = 128, 64, 64
 KEYS, TILE, MAX_DIM = 128, 64, 128
 FEW_HEADS = (1, 4, 8)
 ROW_THREADS = 256
+SMALL_BLOCKS, SMALL_THREADS = ("lc_few_", "lc_embed_", "lc_attend_", "lc_combine"), 128
 LONG_RUN = 9  # neighbouring tokens of a sequence from which tiles pay
 
 Q8, NONE = "q8", 0
@@ -102,7 +103,8 @@ class Planner:
 
     def _launch(self, kernel: str, grid: tuple[int, ...], *arguments: int, weight: QuantType | None = None) -> None:
         x, y, z = (*grid, 1, 1)[:3]
-        self._launches.append(Launch(kernel, (x, y, z), arguments, weight))
+        threads = SMALL_THREADS if kernel.startswith(SMALL_BLOCKS) else ROW_THREADS
+        self._launches.append(Launch(kernel, (x, y, z), threads, arguments, weight))
 
     # --- one method a kind of op ---------------------------------------------------------------------------------
 

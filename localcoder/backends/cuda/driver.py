@@ -1,0 +1,197 @@
+"""A real card: NVIDIA's driver through cuda-core, kernels from the store of compiled modules, steps as CUDA graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from localcoder.backends.base import InstructionSet
+from localcoder.backends.cuda.backend import CudaBackend
+from localcoder.backends.cuda.cards import Card, DriverError, checked, driver_api, survey_cards
+from localcoder.backends.cuda.compile import (
+    ModuleStore,
+    cache_folder,
+    compiler_version,
+    module_of,
+    nvrtc_compile,
+)
+from localcoder.backends.cuda.device import Device, Launch
+from localcoder.errors import BackendError, OptionError
+
+
+def availability() -> str | None:
+    """Why no card can be used, or None if one can."""
+    survey = survey_cards()
+    if survey.reason is not None:
+        return survey.reason
+    try:
+        compiler_version()
+    except BackendError as e:
+        return str(e)
+    return None
+
+
+def instruction_sets() -> list[InstructionSet]:
+    """One line a card."""
+    survey = survey_cards()
+    detail = f"driver for CUDA {survey.driver}"
+    return [
+        InstructionSet(f"cuda:{card.index}", card.reason is None, card.reason, detail=f"{card_line(card)}, {detail}")
+        for card in survey.cards
+    ]
+
+
+def card_line(card: Card) -> str:
+    major, minor = card.capability
+    return f"{card.name}, compute capability {major}.{minor}, {card.total_bytes / 2**30:.1f} GiB"
+
+
+def choose_card(cards: Sequence[Card], index: int | None) -> Card:
+    """Card number `index`, or the usable one with the most memory.
+
+    Raises:
+        OptionError: no card has that number.
+        BackendError: it cannot be used.
+    """
+    if index is None:
+        usable = [card for card in cards if card.reason is None]
+        if not usable:
+            raise BackendError("no NVIDIA card can be used here")
+        return max(usable, key=lambda card: (card.total_bytes, -card.index))
+    if not 0 <= index < len(cards):
+        known = ", ".join(f"cuda:{card.index}" for card in cards)
+        raise OptionError(f"there is no cuda:{index} here; there is {known}")
+    card = cards[index]
+    if card.reason is not None:
+        raise BackendError(f"cuda:{index} ({card.name}) cannot be used: {card.reason}")
+    return card
+
+
+class CardDevice(Device):
+    """Card `card`, with a stream of its own.
+
+    Args:
+        store: its compiled kernels.
+        api: cuda.bindings.driver.
+        core: cuda.core.
+    """
+
+    def __init__(self, card: Card, store: ModuleStore, api: Any, core: Any) -> None:
+        self.description = card_line(card)
+        self._store, self._api, self._core = store, api, core
+        self._modules: dict[str, Any] = {}
+        self._kernels: dict[str, Any] = {}
+        try:
+            self._device = core.Device(card.index)
+            self._device.set_current()
+            self._stream = self._device.create_stream()
+        except Exception as e:
+            raise BackendError(f"{card.name} does not start: {' '.join(str(e).split())[:200]}") from None
+
+    def _do(self, result: tuple[Any, ...]) -> Any:
+        try:
+            return checked(result)
+        except DriverError as e:
+            raise BackendError(f"{self.description}: {e}") from None
+
+    @property
+    def free_bytes(self) -> int:
+        self._device.set_current()
+        free, _ = self._do(self._api.cuMemGetInfo())
+        return int(free)
+
+    def allocate(self, n_bytes: int) -> int:
+        self._device.set_current()
+        try:
+            return int(self._do(self._api.cuMemAlloc(max(n_bytes, 1))))
+        except MemoryError:
+            needed, free = (n / 2**30 for n in (n_bytes, self.free_bytes))
+            raise MemoryError(
+                f"{self.description}: {needed:.2f} GiB more are needed, {free:.2f} GiB are free"
+            ) from None
+
+    def release(self, address: int) -> None:
+        self._device.set_current()
+        self._api.cuMemFree(address)  # fails only when the driver is gone already
+
+    def write(self, address: int, data: NDArray[Any]) -> None:
+        self._device.set_current()
+        self._do(self._api.cuMemcpyHtoDAsync(address, data.ctypes.data, data.nbytes, self._stream.handle))
+        self._stream.sync()  # `data` may go away
+
+    def read(self, address: int, data: NDArray[Any]) -> None:
+        self._device.set_current()
+        self._do(self._api.cuMemcpyDtoHAsync(data.ctypes.data, address, data.nbytes, self._stream.handle))
+        self._stream.sync()
+
+    def copy(self, source: int, target: int, n_bytes: int) -> None:
+        self._device.set_current()
+        self._do(self._api.cuMemcpyDtoDAsync(target, source, n_bytes, self._stream.handle))
+
+    def _kernel(self, launch: Launch) -> Any:
+        kernel = self._kernels.get(launch.kernel)
+        if kernel is None:
+            module = module_of(launch.kernel, launch.weight)
+            if module.name not in self._modules:
+                self._modules[module.name] = self._core.ObjectCode.from_cubin(
+                    self._store.load(module), name=module.name
+                )
+            kernel = self._kernels[launch.kernel] = self._modules[module.name].get_kernel(launch.kernel)
+        return kernel
+
+    def _launch_on(self, where: Any, launch: Launch) -> None:
+        config = self._core.LaunchConfig(grid=launch.grid, block=launch.threads)
+        words = [np.uint64(argument) for argument in launch.arguments]
+        self._core.launch(where, config, self._kernel(launch), *words)
+
+    def launch(self, launch: Launch) -> None:
+        self._device.set_current()
+        self._launch_on(self._stream, launch)
+
+    def record(self, launches: Sequence[Launch]) -> object:
+        self._device.set_current()
+        for launch in launches:
+            self._kernel(launch)  # compiled and loaded before the recording
+        builder = self._stream.create_graph_builder()
+        builder.begin_building()
+        for launch in launches:
+            self._launch_on(builder, launch)
+        builder.end_building()
+        graph = builder.complete()
+        builder.close()
+        return graph
+
+    def replay(self, recorded: object) -> None:
+        self._device.set_current()
+        recorded.launch(self._stream)  # type: ignore[attr-defined]
+
+    def close(self) -> None:
+        self._kernels.clear()
+        self._modules.clear()
+
+
+class CardBackend(CudaBackend):
+    """The backend on a real card.
+
+    Args:
+        threads: those of the CPU: not needed.
+        index: which card; default: the usable one with the most memory.
+
+    Raises:
+        BackendError: no card, driver or compiler, or the card does not start.
+        OptionError: no card has that number.
+    """
+
+    def __init__(self, threads: int = 1, index: int | None = None) -> None:
+        del threads
+        reason = availability()
+        if reason is not None:
+            raise BackendError(reason)
+        from cuda import core
+
+        card = choose_card(survey_cards().cards, index)
+        store = ModuleStore(card.architecture, nvrtc_compile, compiler_version(), cache_folder())
+        super().__init__(CardDevice(card, store, driver_api(), core))

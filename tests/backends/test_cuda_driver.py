@@ -1,0 +1,332 @@
+"""The layer between the CUDA backend and a card: with fakes in the driver's place, since most machines have no card."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import logging
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from tiny_model import write_tiny_model
+
+from localcoder import Coder
+from localcoder.backends import reference, select
+from localcoder.backends.cuda import compile as kernels
+from localcoder.backends.cuda import emulated
+from localcoder.backends.cuda.backend import CudaBackend
+from localcoder.backends.cuda.cards import Card, look
+from localcoder.backends.cuda.compile import ALL_MODULES, Module, ModuleStore, module_of, nvrtc_compile
+from localcoder.backends.cuda.device import Launch
+from localcoder.backends.cuda.driver import CardDevice, choose_card
+from localcoder.backends.cuda.emulated import EmulatedDevice
+from localcoder.backends.reference import ReferenceBackend
+from localcoder.errors import BackendError, OptionError
+from localcoder.files.gguf_reader import GGUFFile
+from localcoder.model.engine import Chunk, Engine
+from localcoder.quants import by_name
+
+GOOD = Card(0, "Card", (8, 6), 24 << 30, None)
+OLD = Card(1, "Old", (6, 1), 48 << 30, "its compute capability is 6.1, and 7.5 is needed")
+SMALL = Card(2, "Small", (9, 0), 8 << 30, None)
+
+
+class FakeDriver:
+    """cuda.bindings.driver on a machine with `cards`: (name, capability)."""
+
+    CUdevice_attribute = SimpleNamespace(
+        CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR=0, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR=1
+    )
+
+    def __init__(self, *cards: tuple[str, tuple[int, int]], version: int = 13000, status: str = "") -> None:
+        self.cards, self.version, self.status = cards, version, status
+
+    def cuInit(self, flags):
+        class Status(int):
+            name = self.status
+
+        return (Status(100 if self.status else 0),)
+
+    def cuDriverGetVersion(self):
+        return 0, self.version
+
+    def cuDeviceGetCount(self):
+        return 0, len(self.cards)
+
+    def cuDeviceGet(self, index):
+        return 0, index
+
+    def cuDeviceGetName(self, length, device):
+        return 0, self.cards[device][0].encode().ljust(length, b"\0")
+
+    def cuDeviceGetAttribute(self, which, device):
+        return 0, self.cards[device][1][which]
+
+    def cuDeviceTotalMem(self, device):
+        return 0, 24 << 30
+
+
+def missing_package():
+    raise ModuleNotFoundError("No module named 'cuda'")
+
+
+def missing_driver():
+    raise RuntimeError("libcuda.so.1 cannot be opened")
+
+
+@pytest.mark.parametrize(
+    ("api", "reason"),
+    [
+        (missing_package, "install localcoder's extra `cuda`"),
+        (missing_driver, "no NVIDIA driver was found"),
+        (lambda: FakeDriver(status="CUDA_ERROR_NO_DEVICE"), "the NVIDIA driver sees no card"),
+        (lambda: FakeDriver(status="CUDA_ERROR_SYSTEM_DRIVER_MISMATCH"), "restart the machine"),
+        (lambda: FakeDriver(status="CUDA_ERROR_UNKNOWN"), "does not start: CUDA_ERROR_UNKNOWN"),
+        (lambda: FakeDriver(), "the NVIDIA driver sees no card"),
+        (lambda: FakeDriver(("Card", (9, 0)), version=11080), "too old: it knows CUDA 11.8, and 12.0 is needed"),
+        (lambda: FakeDriver(("Card", (6, 1))), "compute capability is 6.1, and 7.5 is needed"),
+    ],
+)
+def test_why_there_is_no_card(api, reason):
+    found = look(api)
+    assert reason in found.reason
+    assert "\n" not in found.reason
+
+
+def test_missing_sources_are_a_reason(monkeypatch):
+    monkeypatch.setattr("localcoder.backends.cuda.cards.sources_folder", lambda: None)
+    assert "sources are not in this installation" in look(lambda: FakeDriver(("Card", (9, 0)))).reason
+
+
+def test_cards_are_described():
+    found = look(lambda: FakeDriver(("Old", (6, 1)), ("New", (12, 0))))
+    assert found.reason is None
+    assert found.driver == "13.0"
+    assert [card.name for card in found.cards] == ["Old", "New"]
+    assert found.cards[1].architecture == "sm_120"
+    assert "6.1" in found.cards[0].reason
+
+
+def test_the_largest_usable_card_is_taken_unless_one_is_named():
+    cards = (GOOD, OLD, SMALL)
+    assert choose_card(cards, None) is GOOD
+    assert choose_card(cards, 2) is SMALL
+    with pytest.raises(BackendError, match=r"cuda:1 .* 7\.5 is needed"):
+        choose_card(cards, 1)
+    with pytest.raises(OptionError, match="no cuda:3 here; there is cuda:0, cuda:1, cuda:2"):
+        choose_card(cards, 3)
+
+
+# --- compiled modules ------------------------------------------------------------------------------------------------
+
+
+class Compiler:
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    def __call__(self, module: Module, architecture: str) -> bytes:
+        self.calls.append(f"{module.name} {architecture}")
+        return b"code of " + module.name.encode()
+
+
+def test_modules_are_compiled_once_and_kept(tmp_path, caplog):
+    compiler, module = Compiler(), Module("linear", by_name("q4_k"))
+    with caplog.at_level(logging.WARNING, "localcoder"):
+        for _ in range(2):
+            store = ModuleStore("sm_86", compiler, "13.0", tmp_path / "new" / "folder")
+            assert store.load(module) == b"code of linear-q4_k"
+    assert compiler.calls == ["linear-q4_k sm_86"]
+    assert [record.getMessage().count("compiling CUDA kernels") for record in caplog.records] == [1]
+    assert not list(tmp_path.rglob("*.tmp"))
+    ModuleStore("sm_89", compiler, "13.0", tmp_path / "new" / "folder").load(module)
+    ModuleStore("sm_86", compiler, "13.1", tmp_path / "new" / "folder").load(module)
+    assert len(compiler.calls) == 3
+
+
+def test_a_changed_source_is_compiled_again(tmp_path, monkeypatch):
+    sources = tmp_path / "cuda"
+    sources.mkdir()
+    (sources / "linear.cu").write_text("one", encoding="utf-8")
+    monkeypatch.setattr(kernels, "sources_folder", lambda: sources)
+    compiler = Compiler()
+    for text in ("one", "two", "one"):
+        (sources / "linear.cu").write_text(text, encoding="utf-8")
+        ModuleStore("sm_86", compiler, "13.0", tmp_path / "kept").load(Module("elementwise"))
+    assert len(compiler.calls) == 2
+
+
+@pytest.mark.parametrize("damage", [b"", b"short", b"\0" * 200])
+def test_a_damaged_file_is_compiled_again(tmp_path, damage):
+    compiler = Compiler()
+    store = ModuleStore("sm_86", compiler, "13.0", tmp_path)
+    code = store.load(Module("attention"))
+    (kept,) = tmp_path.iterdir()
+    assert kept.read_bytes() == hashlib.sha256(code).digest() + code
+    kept.write_bytes(damage)
+    assert store.load(Module("attention")) == code
+    assert store.load(Module("attention")) == code
+    assert len(compiler.calls) == 2
+
+
+def test_a_folder_that_cannot_be_written_costs_time_only(tmp_path):
+    blocked = tmp_path / "file"
+    blocked.write_text("not a folder", encoding="utf-8")
+    compiler = Compiler()
+    store = ModuleStore("sm_86", compiler, "13.0", blocked / "cuda")
+    for _ in range(2):
+        assert store.load(Module("attention")) == b"code of attention"
+    assert len(compiler.calls) == 2
+
+
+def test_the_cache_folder_can_be_named(monkeypatch, tmp_path):
+    monkeypatch.setenv(kernels.VARIABLE, str(tmp_path))
+    assert kernels.cache_folder() == tmp_path
+    monkeypatch.delenv(kernels.VARIABLE)
+    assert kernels.cache_folder().parts[-2:] == ("localcoder", "cuda")
+
+
+def test_kernels_are_in_the_modules_that_launches_look_in():
+    folder = kernels.sources_folder()
+    for name in ("lc_rms_norm", "lc_write_kv_f16", "lc_attend_few_f16_1", "lc_combine"):
+        source = (folder / f"{module_of(name, None).source}.cu").read_text(encoding="utf-8")
+        assert name.split("_f16")[0] in source
+    assert len(ALL_MODULES) == len({module.name for module in ALL_MODULES})
+
+
+def test_nvrtc_compiles_without_a_card():
+    pytest.importorskip("cuda.core")
+    assert nvrtc_compile(Module("elementwise"), "sm_75")[:4] == b"\x7fELF"
+    assert nvrtc_compile(Module("linear", by_name("q4_0")), "sm_90")[:4] == b"\x7fELF"
+    with pytest.raises(BackendError, match="NVRTC cannot compile elementwise for sm_10"):
+        nvrtc_compile(Module("elementwise"), "sm_10")
+
+
+# --- a card whose driver is the emulation ----------------------------------------------------------------------------
+
+
+class FakeCard:
+    """cuda.bindings.driver and cuda.core at once: memory and launches go to the emulated card."""
+
+    def __init__(self, memory: int = 1 << 40) -> None:
+        self.device = EmulatedDevice(Path(os.environ[emulated.VARIABLE]))
+        self.left, self.sizes, self.replays = memory, {}, 0
+
+    # cuda.bindings.driver
+
+    def cuMemAlloc(self, n_bytes):
+        if n_bytes > self.left:
+            return 2, None
+        address = self.device.allocate(n_bytes)
+        self.sizes[address] = n_bytes
+        self.left -= n_bytes
+        return 0, address
+
+    def cuMemFree(self, address):
+        self.left += self.sizes.pop(address)
+        self.device.release(address)
+        return (0,)
+
+    def cuMemGetInfo(self):
+        return 0, self.left, 1 << 40
+
+    def cuMemcpyHtoDAsync(self, to, source, n_bytes, stream):
+        ctypes.memmove(to, source, n_bytes)
+        return (0,)
+
+    cuMemcpyDtoHAsync = cuMemcpyDtoDAsync = cuMemcpyHtoDAsync
+
+    # cuda.core
+
+    def Device(self, index):
+        stream = SimpleNamespace(handle=0, sync=lambda: None, create_graph_builder=lambda: FakeBuilder(self))
+        return SimpleNamespace(set_current=lambda: None, create_stream=lambda: stream)
+
+    def LaunchConfig(self, grid, block):
+        return SimpleNamespace(grid=grid, block=block)
+
+    class ObjectCode:
+        @staticmethod
+        def from_cubin(code, name):
+            assert code == b"code of " + name.encode()
+            return SimpleNamespace(get_kernel=lambda kernel: kernel)
+
+    def launch(self, where, config, kernel, *words):
+        launch = Launch(kernel, config.grid, config.block, tuple(int(word) for word in words))
+        if isinstance(where, FakeBuilder):
+            where.launches.append(launch)
+        else:
+            self.device.launch(launch)
+
+
+class FakeBuilder:
+    def __init__(self, card: FakeCard) -> None:
+        self.card, self.launches = card, []
+
+    def begin_building(self):
+        pass
+
+    end_building = close = begin_building
+
+    def complete(self):
+        return self
+
+    def launch(self, stream):
+        self.card.replays += 1
+        for launch in self.launches:
+            self.card.device.launch(launch)
+
+
+emulation = pytest.mark.skipif(emulated.availability() is not None, reason=str(emulated.availability()))
+
+
+def backend_on(card: FakeCard, folder: Path) -> CudaBackend:
+    return CudaBackend(CardDevice(GOOD, ModuleStore("sm_86", Compiler(), "13.0", folder), card, card))
+
+
+@emulation
+def test_a_model_runs_through_the_driver_layer(tmp_path):
+    file = GGUFFile.open(write_tiny_model(tmp_path / "tiny.gguf", type_name="q8_0"))
+    ids = np.arange(30, dtype=np.int32)
+    results = []
+    card = FakeCard()
+    for backend in (ReferenceBackend(), backend_on(card, tmp_path)):
+        engine = Engine(file, backend, n_ctx=64)
+        sequence = engine.new_sequence()
+        first = engine.evaluate([Chunk(sequence, ids, 30)])
+        rest = [engine.evaluate([Chunk(sequence, ids[i : i + 1])]) for i in range(4)]
+        results.append(np.concatenate([first, *rest]))
+        engine.close()
+    assert np.abs(results[1] - results[0]).max() <= 0.03 * np.abs(results[0]).max()
+    assert card.replays == 5
+
+
+@emulation
+def test_a_card_that_is_too_small_says_what_is_missing(tmp_path):
+    file = GGUFFile.open(write_tiny_model(tmp_path / "tiny.gguf"))
+    for memory in (1 << 10, 1 << 19):  # not even the cache; not the weights
+        with pytest.raises(BackendError, match=r"does not fit on the card: Card.* GiB more are needed, .*--device cpu"):
+            Engine(file, backend_on(FakeCard(memory), tmp_path), n_ctx=64)
+
+
+class TooSmall(ReferenceBackend):
+    """As a card on which the model does not fit."""
+
+    name = "cuda"
+
+    def compile(self, *arguments):
+        raise BackendError("the model does not fit on the card")
+
+
+def test_auto_goes_on_with_the_cpu_where_the_model_does_not_fit(monkeypatch, caplog):
+    monkeypatch.setattr(reference, "TooSmall", TooSmall, raising=False)
+    card = select._Entry("cuda", "cuda", "", reference.__name__, "TooSmall")
+    monkeypatch.setattr(select, "_BACKENDS", (card, *select._BACKENDS[1:]))
+    monkeypatch.delenv("LOCALCODER_BACKEND", raising=False)
+    with caplog.at_level(logging.WARNING, "localcoder"), Coder(n_ctx=64, threads=1) as coder:
+        assert coder.complete("x = ", max_tokens=2)
+    assert any("does not fit on the card; computing on the CPU" in r.getMessage() for r in caplog.records)
+    with pytest.raises(BackendError, match="does not fit on the card"):
+        Coder(n_ctx=64, threads=1, device="cuda")
