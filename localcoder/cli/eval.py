@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from localcoder.cli.common import echo_json, json_option, step_progress
+from localcoder.cli.common import device_option, echo_json, json_option, open_coder, step_progress, threads_option
 from localcoder.errors import OptionError, printable
 
 if TYPE_CHECKING:
-    from localcoder.measure.evaluation.execution import Outcome
     from localcoder.measure.evaluation.tasks import Sample, Task
+    from localcoder.measure.evaluation.writing import Plan
 
 log = logging.getLogger("localcoder")
 
 OWN = "canonical"
 _MAX_WORKERS = 256
-_GUARDS = {"network": "reach the network", "processes": "signal other processes", "files": "touch other files"}
 
 
 @click.command()
@@ -33,7 +32,24 @@ _GUARDS = {"network": "reach the network", "processes": "signal other processes"
 @click.option(
     "--language", help="HumanEval's: python, cpp, java, js, ts, php, cs or sh.  [default: the file's, or python]"
 )
-@click.option("--completions", metavar="FILE.jsonl|canonical", help="Only run these: lines of task_id and completion.")
+@click.option(
+    "-m", "--model", "models", multiple=True, type=click.Path(path_type=Path), metavar="FILE",
+    envvar="LOCALCODER_MODEL",
+    help="A GGUF file; may be repeated.  [default: the embedded demonstration model]",
+)  # fmt: skip
+@click.option(
+    "--completions", metavar="FILE.jsonl|canonical", help="Run these (lines of task_id, completion); no model."
+)
+@click.option(
+    "--output", type=click.Path(path_type=Path), metavar="OUT.jsonl",
+    help="Keep what the model writes; what is there already is not written again. A folder for several models.",
+)  # fmt: skip
+@click.option("--no-execute", is_flag=True, help="Write completions only (needs --output).")
+@click.option("--limit", type=click.IntRange(1), help="Only the first problems.")
+@click.option("--samples", type=click.IntRange(1, 1000), default=1, show_default=True, help="Completions of a problem.")
+@click.option("--temperature", type=float, default=0.0, show_default=True, help="0: greedy, as the published figures.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Makes the draws repeatable.")
+@click.option("--parallel", type=click.IntRange(1, 64), default=4, show_default=True, help="Texts written at a time.")
 @click.option(
     "--workers", type=click.IntRange(1, _MAX_WORKERS), help="Programs run at a time.  [default: the cores at hand]"
 )
@@ -41,25 +57,71 @@ _GUARDS = {"network": "reach the network", "processes": "signal other processes"
     "--timeout", type=click.FloatRange(0.1, 3600), default=10.0, show_default=True,
     help="Seconds of processor time a program may take; by the clock, three times as many.",
 )  # fmt: skip
+@click.option(
+    "--plot", type=click.Path(path_type=Path), metavar="OUT.png|svg", help="Draw size against pass@1 of all models."
+)
+@threads_option
+@device_option
 @json_option
 def eval(
     benchmark: str,
     data: Path,
     language: str | None,
+    models: tuple[Path, ...],
     completions: str | None,
+    output: Path | None,
+    no_execute: bool,
+    limit: int | None,
+    samples: int,
+    temperature: float,
+    seed: int,
+    parallel: int,
     workers: int | None,
     timeout: float,
+    plot: Path | None,
+    threads: int | None,
+    device: str,
     as_json: bool,
 ) -> None:
-    """Measure how many programming problems a model solves."""
-    from localcoder.measure.evaluation.tasks import own_solutions, read_completions
+    """Measure how many programming problems a model solves.
 
+    HumanEval in eight languages, or MBPP with three examples, as for the figures of the DeepSeek-Coder paper. What the
+    model writes is run in a sandbox: without network where the system allows that, in a folder of its own, with limits
+    on time and memory. A language whose compiler is missing is skipped.
+
+    --data takes the files of DeepSeek-Coder's evaluation folder (humaneval-LANGUAGE.jsonl, mbpp.jsonl).
+    """
+    if no_execute and (completions or not output):
+        raise click.UsageError("--no-execute keeps what a model writes: it needs --output, and no --completions")
+    if completions and (output or plot or samples != 1):
+        raise click.UsageError("--completions takes no --output, --plot or --samples: no model writes anything")
+    if samples > 1 and temperature == 0:
+        raise click.UsageError("--samples differ only with a --temperature")
+    if plot:
+        from localcoder.measure.plot import check_plot_target
+
+        check_plot_target(plot)
     path, tasks = _tasks(benchmark, data, language)
-    if completions is None:
-        raise click.UsageError("--completions is missing")
-    samples = own_solutions(tasks, path) if completions == OWN else read_completions(Path(completions), tasks)
-    result = _execute(samples, workers, timeout)
-    _show(result, {"benchmark": benchmark, "language": tasks[0].language, "data": str(path)}, as_json)
+    about = {"benchmark": benchmark, "language": tasks[0].language, "data": str(path)}
+    execution = None if no_execute else Execution(workers, timeout)
+    if completions:
+        assert execution is not None
+        found = _given_completions(completions, tasks, path)[:limit]
+        _show([{**about, **execution.run(iter(found), len(found))}], as_json)
+        return
+    from localcoder.measure.evaluation.tasks import judged_tasks
+    from localcoder.measure.evaluation.writing import Plan
+
+    plan = Plan(judged_tasks(tasks)[:limit], tasks, samples, temperature, seed, parallel)
+    results = []
+    for model in models or (None,):
+        kept = _output_of(output, model, len(models))
+        results.append({**about, **_run_model(model, plan, execution, kept, threads=threads, device=device)})
+    if plot and execution is not None:
+        from localcoder.measure.plot import plot_pass_rates
+
+        plot_pass_rates(results, plot, name=f"{benchmark} ({tasks[0].language})")
+    _show(results, as_json)
 
 
 def _tasks(benchmark: str, data: Path, language: str | None) -> tuple[Path, list[Task]]:
@@ -74,73 +136,94 @@ def _tasks(benchmark: str, data: Path, language: str | None) -> tuple[Path, list
     return path, tasks
 
 
-@dataclass
-class Result:
-    """Samples and what became of each, in the same order."""
+def _given_completions(source: str, tasks: Sequence[Task], path: Path) -> list[Sample]:
+    from localcoder.measure.evaluation.tasks import own_solutions, read_completions
 
-    samples: Sequence[Sample]
-    outcomes: list[Outcome]
+    return own_solutions(tasks, path) if source == OWN else read_completions(Path(source), tasks)
 
-    def summary(self) -> dict[str, Any]:
-        from localcoder.measure.evaluation.scoring import mean_pass_at_k
 
-        by_task: dict[str, list[Any]] = {}
-        for sample, outcome in zip(self.samples, self.outcomes):
-            by_task.setdefault(sample.task.task_id, []).append(outcome.name)
-        counts = Counter(outcome.name for outcome in self.outcomes)
-        figures = {f"pass@{k}": mean_pass_at_k(by_task, k) for k in (1, 10, 100)}
-        return {
-            **{name: value for name, value in figures.items() if value is not None or name == "pass@1"},
-            "passed": counts["passed"],
-            "failed": len(self.outcomes) - counts["passed"] - counts["skipped"],
-            "skipped": counts["skipped"],
-            "tasks": [
-                {"task_id": sample.task.task_id, "outcome": outcome.name, "detail": printable(outcome.detail)}
-                for sample, outcome in zip(self.samples, self.outcomes)
-            ],
+@dataclass(frozen=True)
+class Execution:
+    """How programs are run."""
+
+    workers: int | None
+    timeout_s: float
+
+    def run(self, samples: Iterator[Sample], n_samples: int) -> dict[str, Any]:
+        """Runs samples as they come, with a bar; returns the figures."""
+        from localcoder.backends.threads import usable_cores
+        from localcoder.measure.evaluation.results import evaluate, missing_guards
+
+        with step_progress("pass@1") as progress:
+
+            def note(n_done: int, pass_rate: float | None) -> None:
+                progress(n_done, n_samples, "" if pass_rate is None else f"{pass_rate:.1%}")
+
+            workers = self.workers or usable_cores()
+            results = evaluate(samples, workers=workers, timeout_s=self.timeout_s, progress=note)
+        missing = missing_guards(results.outcomes)
+        if missing:
+            log.warning("on this system the programs could %s", ", ".join(sorted(missing)))
+        return results.summary()
+
+
+def _run_model(
+    model: Path | None, plan: Plan, execution: Execution | None, output: Path | None, **options: Any
+) -> dict[str, Any]:
+    """Lets one model write the completions, and runs them unless `execution` is None."""
+    from localcoder.coder import embedded_model
+    from localcoder.measure.evaluation.protocol import published
+    from localcoder.measure.evaluation.writing import context_for, write_samples
+
+    with contextlib.ExitStack() as stack:
+        path = model or stack.enter_context(embedded_model())
+        n_ctx = context_for(path)
+        coder = stack.enter_context(open_coder(path, n_ctx=n_ctx, n_sequences=plan.n_parallel + 1, **options))
+        samples = write_samples(coder, plan, output)
+        known = published(coder, plan.tasks[0].benchmark, plan.tasks[0].language)
+        about = {
+            "model": str(path),
+            "file_bytes": path.stat().st_size,
+            "protocol": "instruct" if coder.is_instruct else "base",
+            "published": None if known is None else asdict(known),
         }
+        if execution is not None:
+            return {**about, **execution.run(samples, plan.n_completions)}
+        with step_progress("writing") as progress:
+            for n_done, _ in enumerate(samples, 1):
+                progress(n_done, plan.n_completions, "")
+        return {**about, "completions": plan.n_completions, "output": str(output)}
 
 
-def _execute(samples: Sequence[Sample], workers: int | None, timeout_s: float) -> Result:
-    """Runs the samples' programs, with a bar."""
-    from localcoder.backends.threads import usable_cores
-    from localcoder.measure.evaluation.execution import Outcome, run_samples
-
-    outcomes = [Outcome("skipped")] * len(samples)
-    counts: Counter[str] = Counter()
-    with step_progress("running") as progress:
-
-        def note(number: int, outcome: Outcome) -> None:
-            outcomes[number] = outcome
-            counts[outcome.name] += 1
-            n_run = counts.total() - counts["skipped"]
-            progress(counts.total(), len(samples), f"pass@1 {counts['passed'] / n_run:.1%}" if n_run else "")
-
-        run_samples(iter(samples), workers=workers or usable_cores(), timeout_s=timeout_s, on_outcome=note)
-    _warn_of_missing_guards(outcomes)
-    return Result(samples, outcomes)
+def _output_of(output: Path | None, model: Path | None, n_models: int) -> Path | None:
+    """The file for one model's completions: `output`, or for several models one of theirs in the folder `output`."""
+    if output is None or model is None or n_models == 1:
+        return output
+    output.mkdir(parents=True, exist_ok=True)
+    return output / f"{model.stem}.jsonl"
 
 
-def _warn_of_missing_guards(outcomes: Sequence[Outcome]) -> None:
-    ran = [outcome for outcome in outcomes if outcome.name != "skipped"]
-    missing = [text for guard, text in _GUARDS.items() if any(guard not in outcome.guards for outcome in ran)]
-    if missing:
-        log.warning("on this system the programs could %s", ", ".join(missing))
-
-
-def _show(result: Result, about: dict[str, Any], as_json: bool) -> None:
-    summary = result.summary()
+def _show(results: Sequence[dict[str, Any]], as_json: bool) -> None:
     if as_json:
-        echo_json({**about, **summary})
+        echo_json(results[0] if len(results) == 1 else {"models": results})
         return
-    for row in summary["tasks"]:
-        if row["outcome"] not in ("passed", "skipped"):
-            click.echo(f"{printable(row['task_id'])}: {row['outcome']}: {row['detail']}", err=True)
-    skipped = next((o.detail for o in result.outcomes if o.name == "skipped"), None)
-    if skipped:
-        click.echo(f"{summary['skipped']} skipped: {skipped}", err=True)
-    n_run = summary["passed"] + summary["failed"]
-    figures = "  ".join(
-        f"{name} {value:.1%}" for name, value in summary.items() if name.startswith("pass@") and value is not None
-    )
-    click.echo(f"{figures or 'nothing was run'}  ({summary['passed']} of {n_run} passed)")
+    for result in results:
+        for row in result.get("tasks", ()) if len(results) == 1 else ():
+            if row["outcome"] not in ("passed", "skipped"):
+                click.echo(f"{printable(row['task_id'])}: {row['outcome']}: {row['detail']}", err=True)
+        skipped = [row["detail"] for row in result.get("tasks", ()) if row["outcome"] == "skipped"]
+        if skipped:
+            click.echo(f"{len(skipped)} skipped: {skipped[0]}", err=True)
+        click.echo(_line(result))
+
+
+def _line(result: dict[str, Any]) -> str:
+    name = f": {printable(result['model'])}" if "model" in result else ""
+    if "completions" in result:
+        return f"{result['completions']} completions in {printable(result['output'])}{name}"
+    figures = [f"{key} {value:.1%}" for key, value in result.items() if key.startswith("pass@") and value is not None]
+    counts = f"({result['passed']} of {result['passed'] + result['failed']} passed)"
+    size = f"  {result['file_bytes'] / 1e9:.3g} GB" if "file_bytes" in result else ""
+    known = result.get("published")
+    compared = f"  published for {known['member']}: {known['pass_at_1']:.1%}" if known else ""
+    return f"{'  '.join(figures) or 'nothing was run'}  {counts}{compared}{size}{name}"

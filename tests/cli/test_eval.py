@@ -87,7 +87,7 @@ def test_a_missing_compiler(cli, tmp_path, monkeypatch):
         (["--data", "{data}", "--completions", "missing.jsonl"], "missing.jsonl: no such file"),
         (["--data", "missing", "--completions", "canonical"], "missing: no such file"),
         (["--data", "{data}", "--language", "cobol", "--completions", "canonical"], "no language 'cobol'"),
-        (["--data", "{data}", "--language", "c++", "--completions", "canonical"], "problems in python; --language is cpp"),
+        (["--data", "{data}", "--language", "c++", "--completions", "canonical"], "python; --language is cpp"),
     ],
 )  # fmt: skip
 def test_mistakes(cli, data, arguments, message):

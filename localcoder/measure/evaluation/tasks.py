@@ -97,14 +97,18 @@ def read_tasks(path: Path, benchmark: Benchmark) -> list[Task]:
     return tasks
 
 
-def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_rows(path: Path, data: bytes | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
     """The objects of a file of JSON lines, with their line numbers; empty lines are left out.
+
+    Args:
+        data: what is in the file, where that is known already.
 
     Raises:
         FileError: it cannot be read, or a line is no JSON object.
     """
     # Not splitlines: JSON strings may hold what that takes for the end of a line.
-    for number, line in enumerate(read_text(path, _MAX_BYTES, FileError).split("\n"), 1):
+    text = read_text(path, _MAX_BYTES, FileError) if data is None else data.decode("utf-8", errors="replace")
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:

@@ -88,7 +88,8 @@ class Supervisor:
         exit_code = os.waitstatus_to_exitcode(status)
         process.returncode = exit_code  # so that Popen does not wait for it
         output = tail.finish()
-        if ending == "exit" and exit_code != 0 and cpu_s >= _NEARLY * command.limits.cpu_s:
+        is_spent = exit_code == -signal.SIGXCPU or (exit_code != 0 and cpu_s >= _NEARLY * command.limits.cpu_s)
+        if ending == "exit" and is_spent:
             ending = "time"
         return Report(ending, exit_code if ending == "exit" else None, cpu_s, wall_s, output, self._guards)
 

@@ -1,0 +1,119 @@
+"""`localcoder eval` with models: writing, resuming, several at once."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+
+import pytest
+from tiny_model import write_tiny_model
+
+from localcoder.coder import Coder
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the programs are ended by signals")
+
+PROMPT = "def f(x):\n"
+N_CTX = 600
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("files")
+    rows = [
+        {
+            "task_id": f"Python/{i}",
+            "prompt": f"{PROMPT}    # {i}\n",
+            "test": "assert f(1) == 1",
+            "canonical_solution": "    return x\n",
+        }
+        for i in range(4)
+    ]
+    (folder / "humaneval-python.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    for name in ("a", "b"):
+        write_tiny_model(folder / f"{name}.gguf", scale=3.0, n_ctx=N_CTX, seed=len(name) + ord(name))
+    return folder
+
+
+@pytest.fixture
+def evaluate(cli, files):
+    def run(*args):
+        return cli("eval", "humaneval", "--data", files, "-m", files / "a.gguf", *args)
+
+    return run
+
+
+def rows_of(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_completions_are_as_if_written_alone(evaluate, files, tmp_path):
+    out = tmp_path / "out.jsonl"
+    result = evaluate("--no-execute", "--output", out, "--json", "--parallel", 3)
+    assert (result.code, json.loads(result.out)["completions"]) == (0, 4)
+    stops = ["\ndef", "\nclass", "\nif", "\n#", "\nprint"]
+    with Coder(files / "a.gguf") as coder:
+        alone = {f"Python/{i}": coder.complete(f"{PROMPT}    # {i}", stop=stops, max_tokens=500) for i in range(4)}
+    assert {row["task_id"]: row["completion"] for row in rows_of(out)} == alone
+
+
+def test_an_interrupted_run_goes_on(evaluate, files, tmp_path):
+    whole, part = tmp_path / "whole.jsonl", tmp_path / "part.jsonl"
+    arguments = ["--no-execute", "--samples", 2, "--temperature", 0.8]
+    evaluate(*arguments, "--output", whole)
+    lines = whole.read_text().splitlines(keepends=True)
+    assert len(lines) == 8
+    assert len({json.loads(line)["completion"] for line in lines}) == 8
+    part.write_text("".join(lines[:3]) + lines[3][:20])
+    evaluate(*arguments, "--output", part)
+    assert part.read_text().startswith("".join(lines[:3]))
+    assert sorted(part.read_text().splitlines()) == sorted(whole.read_text().splitlines())
+    evaluate(*arguments, "--output", part)
+    assert len(rows_of(part)) == 8
+    result = evaluate("--no-execute", "--output", part)
+    assert result.code == 2
+    assert "line 1 comes from another model or other options" in result.err
+
+
+def test_figures(evaluate, tmp_path):
+    found = json.loads(evaluate("--json", "--limit", 2, "--output", tmp_path / "o.jsonl").out)
+    assert (found["pass@1"], found["passed"], found["failed"]) == (0, 0, 2)
+    assert {row["task_id"] for row in found["tasks"]} == {"Python/0", "Python/1"}
+    assert (found["protocol"], found["published"]) == ("base", None)
+    # What has been written is run again: here by right answers in its place.
+    rows = [{**row, "completion": "    return x"} for row in rows_of(tmp_path / "o.jsonl")]
+    (tmp_path / "o.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert "pass@1 100.0%  (2 of 2 passed)" in evaluate("--limit", 2, "--output", tmp_path / "o.jsonl").out
+
+
+@pytest.mark.skipif(importlib.util.find_spec("matplotlib") is None, reason="no matplotlib")
+def test_several_models_and_a_plot(evaluate, files, tmp_path):
+    plot, folder = tmp_path / "plot.svg", tmp_path / "outs"
+    result = evaluate("-m", files / "b.gguf", "--limit", 1, "--plot", plot, "--output", folder, "--json")
+    found = json.loads(result.out)["models"]
+    assert [model["model"] for model in found] == [str(files / "a.gguf"), str(files / "b.gguf")]
+    assert sorted(path.name for path in folder.iterdir()) == ["a.jsonl", "b.jsonl"]
+    assert "pass@1, %" in plot.read_text() or "<svg" in plot.read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--no-execute"], "it needs --output"),
+        (["--samples", "2"], "differ only with a --temperature"),
+        (["--completions", "canonical", "--samples", "2"], "no model writes anything"),
+        (["--plot", "x.jpg"], "a plot's name ends in"),
+        (["--temperature", "-1"], "temperature is -1"),
+    ],
+)
+def test_mistakes(evaluate, arguments, message):
+    result = evaluate(*arguments)
+    assert result.code == 2
+    assert message in result.err
+
+
+def test_a_context_that_is_too_short(cli, files, tmp_path):
+    short = write_tiny_model(tmp_path / "short.gguf", n_ctx=128)
+    result = cli("eval", "humaneval", "--data", files, "-m", short)
+    assert result.code == 2
+    assert "do not fit in a context of 128" in result.err
