@@ -41,6 +41,8 @@ INLINE quad load_quad(const lc_rows row, size_t at) {
 
 INLINE vec dword_of(quad q, int i) { return i == 0 ? q.k0 : i == 1 ? q.k1 : i == 2 ? q.k2 : q.k3; }
 
+#if !defined(HAS_LOADS)
+/* The half at `at` of each row. */
 INLINE fvec load_halves(const lc_rows row, size_t at) {
     int16_t h[TILE_ROWS];
     for (int r = 0; r < TILE_ROWS; r++) memcpy(&h[r], row[r] + at, 2);
@@ -52,6 +54,7 @@ INLINE vec load_dword(const lc_rows row, size_t at) {
     for (int r = 0; r < TILE_ROWS; r++) memcpy(&v[r], row[r] + at, 4);
     return gather(v);
 }
+#endif
 
 INLINE vec dword_bits(vec v, int shift, int mask) {
     return v_and(v_srl32(v, shift), v_set32(mask));

@@ -85,16 +85,42 @@ INLINE vec load_every_fourth(const lc_rows row, size_t at, int i) {
     return _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
 }
 
-/* The dword at each pointer. */
-INLINE vec gather(const int32_t v[TILE_ROWS]) {
-    return _mm512_setr_epi32(v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7], v[8], v[9], v[10], v[11], v[12], v[13],
-                             v[14], v[15]);
+/* Puts what is at `p` into place i; compilers would take it there through another register, or memory. */
+#define INSERT(code, v, p, i) __asm__(code " %2, %1, %0, %0" : "+x"(v) : "m"(*(const uint8_t(*)[4])(const void *)(p)), "i"(i))
+
+#define HAS_LOADS /* load_halves and load_dword, else made of float_halves and gather */
+
+/* Eight rows' halves. */
+INLINE __m128i eight_halves(const uint8_t *const *row, size_t at) {
+    __m128i v = _mm_setzero_si128();
+    INSERT("vpinsrw", v, row[0] + at, 0);
+    INSERT("vpinsrw", v, row[1] + at, 1);
+    INSERT("vpinsrw", v, row[2] + at, 2);
+    INSERT("vpinsrw", v, row[3] + at, 3);
+    INSERT("vpinsrw", v, row[4] + at, 4);
+    INSERT("vpinsrw", v, row[5] + at, 5);
+    INSERT("vpinsrw", v, row[6] + at, 6);
+    INSERT("vpinsrw", v, row[7] + at, 7);
+    return v;
+}
+INLINE fvec load_halves(const lc_rows row, size_t at) {
+    return _mm512_cvtph_ps(_mm256_set_m128i(eight_halves(row + 8, at), eight_halves(row, at)));
 }
 
-INLINE fvec float_halves(const int16_t h[TILE_ROWS]) {
-    return _mm512_cvtph_ps(_mm256_setr_epi16(h[0], h[1], h[2], h[3], h[4], h[5], h[6], h[7], h[8], h[9], h[10], h[11],
-                                             h[12], h[13], h[14], h[15]));
+INLINE __m128i four_dwords(const uint8_t *const *row, size_t at) {
+    __m128i v = _mm_setzero_si128();
+    INSERT("vpinsrd", v, row[0] + at, 0);
+    INSERT("vpinsrd", v, row[1] + at, 1);
+    INSERT("vpinsrd", v, row[2] + at, 2);
+    INSERT("vpinsrd", v, row[3] + at, 3);
+    return v;
 }
+INLINE vec load_dword(const lc_rows row, size_t at) {
+    const __m256i low = _mm256_set_m128i(four_dwords(row + 4, at), four_dwords(row, at));
+    const __m256i high = _mm256_set_m128i(four_dwords(row + 12, at), four_dwords(row + 8, at));
+    return _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
+}
+
 
 /* The half in the low 16 bits of each dword. */
 INLINE fvec halves_of(vec dwords) { return _mm512_cvtph_ps(_mm512_cvtepi32_epi16(dwords)); }
