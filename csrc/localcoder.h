@@ -67,8 +67,8 @@ int32_t lc_quantize_best(lc_pool *pool, int32_t type, const float *weights, int6
 
 /* What results are measured against. Reads n bytes once, on all threads. */
 int32_t lc_read_memory(lc_pool *pool, const uint8_t *memory, int64_t n);
-/* So many rounds of multiply-adds on registers in every thread; `ops`: how many operations (a multiply and an add are two)
- * that was, 0 if the instruction set has none of that kind. */
+/* So many rounds of multiply-adds on registers in every thread; `ops`: how many operations (a multiply and an add are
+ * two) that was, 0 if the instruction set has none of that kind. */
 enum lc_peak { LC_PEAK_INT8 = 0, LC_PEAK_BF16 = 1, LC_PEAK_F32 = 2, LC_PEAK_END = 3 };
 int32_t lc_run_peak(lc_pool *pool, int32_t kind, int64_t rounds, int64_t *ops);
 

@@ -4,9 +4,9 @@
  * 16 bytes at one place of each row are loaded and transposed, so that vector k holds dword k of every row: codes come
  * out interleaved as tiles want them, and packed scales as vectors over the rows.
  *
- * Every block format is two functions, scales_NAME and block_NAME, that take a block of all rows apart and put the parts
- * into a sink; DEFINE_FORMAT makes kernels of them. All is inlined with constant arguments and without loops, because the
- * compiler keeps the sums in registers only if every index is a constant from the start. */
+ * Every block format is two functions, scales_NAME and block_NAME, that take a block of all rows apart and put the
+ * parts into a sink; DEFINE_FORMAT makes kernels of them. All is inlined with constant arguments and without loops,
+ * because the compiler keeps the sums in registers only if every index is a constant from the start. */
 #include <stddef.h>
 #include <string.h>
 

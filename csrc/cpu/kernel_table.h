@@ -79,8 +79,8 @@ typedef void (*lc_tile_fn)(const lc_panel *panel, const lc_q8_block *x, int n, f
 typedef void (*lc_unpack_tile_fn)(const uint8_t *rows, size_t row_bytes, int n_rows, int n, const uint8_t *ahead,
                                   lc_panel *panel);
 
-/* c[t * ldc + r] = row r . x[t], whole rows of n values; n_rows <= tile_rows, n_tokens <= few_tokens blocks x of one token
- * each. Same sums as the tile kernel. */
+/* c[t * ldc + r] = row r . x[t], whole rows of n values; n_rows <= tile_rows, n_tokens <= few_tokens blocks x of one
+ * token each. Same sums as the tile kernel. */
 typedef void (*lc_matvec_fn)(const uint8_t *rows, size_t row_bytes, int n_rows, const lc_q8_block *x, int n_tokens,
                              int n, const uint8_t *ahead, float *c, int ldc);
 
@@ -139,10 +139,10 @@ typedef struct lc_kernels {
     /* out[i * d ...] *= keep[i]; then for ascending j, out[i * d ...] = fma(weights[i * ldw + j], v[j * d ...], out[i * d ...]) */
     void (*attend_mix)(const float *weights, int ldw, const float *keep, int n_q, const float *v, int n_k, int d,
                        float *out);
-    /* The same for one query and rows of n_k keys or values as they lie in the cache, d values (a multiple of 32) each; asks
-     * for as many bytes `ahead`. NULL: rows become float32 first. */
-    void (*scores_along[LC_TYPE_END])(const float *q, const uint8_t *rows, size_t row_bytes, int n_k, int d, float scale,
-                                      const uint8_t *ahead, float *scores);
+    /* The same for one query and rows of n_k keys or values as they lie in the cache, d values (a multiple of 32) each;
+     * asks for as many bytes `ahead`. NULL: rows become float32 first. */
+    void (*scores_along[LC_TYPE_END])(const float *q, const uint8_t *rows, size_t row_bytes, int n_k, int d,
+                                      float scale, const uint8_t *ahead, float *scores);
     void (*mix_along[LC_TYPE_END])(const float *weights, float keep, const uint8_t *rows, size_t row_bytes, int n_k,
                                    int d, const uint8_t *ahead, float *out);
     /* Every thread calls it when its part of a step is done: gives back what kernels left with the thread. */

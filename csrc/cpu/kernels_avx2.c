@@ -260,13 +260,17 @@ static void floats_of_f16(const uint8_t *blocks, int n, float *x) {
     half_to_float((const uint16_t *)(const void *)blocks, n, x);
 }
 
-INLINE void store_scaled(float *x, __m256 d, __m256i codes) { _mm256_storeu_ps(x, _mm256_mul_ps(d, _mm256_cvtepi32_ps(codes))); }
+INLINE void store_scaled(float *x, __m256 d, __m256i codes) {
+    _mm256_storeu_ps(x, _mm256_mul_ps(d, _mm256_cvtepi32_ps(codes)));
+}
 
 static void floats_of_q8_0(const uint8_t *blocks, int n, float *x) {
     const lc_block_q8_0 *b = (const void *)blocks;
     for (const lc_block_q8_0 *end = b + n / 32; b < end; b++)
-        for (int i = 0; i < 32; i += 8, x += 8)
-            store_scaled(x, _mm256_set1_ps(_cvtsh_ss(b->d)), _mm256_cvtepi8_epi32(_mm_loadl_epi64((const void *)(b->qs + i))));
+        for (int i = 0; i < 32; i += 8, x += 8) {
+            const __m256i codes = _mm256_cvtepi8_epi32(_mm_loadl_epi64((const void *)(b->qs + i)));
+            store_scaled(x, _mm256_set1_ps(_cvtsh_ss(b->d)), codes);
+        }
 }
 
 static void floats_of_q4_0(const uint8_t *blocks, int n, float *x) {

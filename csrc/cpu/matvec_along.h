@@ -1,9 +1,9 @@
 /* Products of 16 rows with one to four tokens, for AVX-512. To be included after block_kernels.h.
  *
- * Rows are read along their length, 64 codes to a register, and multiplied with activations put into the same order. A
- * lane of 16 bytes belongs to one group of codes, so it ends as four partial sums of that group; adding those of 16 rows
- * up transposes them too, which leaves the group's sums as a vector over the rows. For a few tokens that takes fewer
- * instructions than transposing codes. */
+ * Rows are read along their length, 64 codes to a register, and multiplied with activations put into the same order.
+ * A lane of 16 bytes belongs to one group of codes, so it ends as four partial sums of that group; adding those of 16
+ * rows up transposes them too, which leaves the group's sums as a vector over the rows. For a few tokens that takes
+ * fewer instructions than transposing codes. */
 #ifndef LC_MATVEC_ALONG_H
 #define LC_MATVEC_ALONG_H
 
@@ -17,7 +17,7 @@ enum { FEW_TOKENS = 4 };
 typedef enum order {
     FOUR_BLOCKS, /* 128 values: lane l of registers 0 and 1 are the halves of group l */
     FOUR_AFTER_FOUR, /* 256 values: the same, then groups 4 to 7 */
-    EVEN_AND_ODD,    /* 256 values: registers 0 and 1 hold the halves of groups 0, 2, 4, 6, the others those of 1, 3, 5, 7 */
+    EVEN_AND_ODD,    /* 256 values: registers 0 and 1 hold the halves of groups 0, 2, 4, 6, the others of 1, 3, 5, 7 */
     AS_THEY_LIE,     /* 256 values in groups of 16, in order */
     TWO_HALVES       /* 256 values in groups of 16: register i holds groups 2 i and 2 i + 1 of either half */
 } order;
@@ -56,8 +56,8 @@ typedef quad (*along_fn)(const uint8_t *p);
 
 /* 16 bytes at the same place of four blocks. */
 INLINE vec four_lanes(const uint8_t *p, size_t block) {
-    const __m256i low = _mm256_inserti128_si256(_mm256_castsi128_si256(load_16(p)), load_16(p + block), 1);
-    const __m256i high = _mm256_inserti128_si256(_mm256_castsi128_si256(load_16(p + 2 * block)), load_16(p + 3 * block), 1);
+    const __m256i low = _mm256_set_m128i(load_16(p + block), load_16(p));
+    const __m256i high = _mm256_set_m128i(load_16(p + 3 * block), load_16(p + 2 * block));
     return _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
 }
 
@@ -120,11 +120,11 @@ ALONG(q5_k) {
     const vec v0 = v_load(FIELD(q5_k, qs)), v1 = v_load(FIELD(q5_k, qs) + 64);
     const vec a = LANES(v0, v1, 0x88), b = LANES(v0, v1, 0xDD);
     const vec flags_a = v_repeat16(FIELD(q5_k, qh)), flags_b = v_repeat16(FIELD(q5_k, qh) + 16);
-    const vec even_lanes = _mm512_set_epi64(0x4040404040404040, 0x4040404040404040, 0x1010101010101010, 0x1010101010101010,
-                                            0x0404040404040404, 0x0404040404040404, 0x0101010101010101, 0x0101010101010101);
-    const vec odd_lanes = v_add8(even_lanes, even_lanes);
-    return (quad){plus_flagged(low_bits(a), flags_a, even_lanes, 16), plus_flagged(low_bits(b), flags_b, even_lanes, 16),
-                  plus_flagged(high_bits(a), flags_a, odd_lanes, 16), plus_flagged(high_bits(b), flags_b, odd_lanes, 16)};
+    const vec even = _mm512_set_epi64(0x4040404040404040, 0x4040404040404040, 0x1010101010101010, 0x1010101010101010,
+                                      0x0404040404040404, 0x0404040404040404, 0x0101010101010101, 0x0101010101010101);
+    const vec odd = v_add8(even, even);
+    return (quad){plus_flagged(low_bits(a), flags_a, even, 16), plus_flagged(low_bits(b), flags_b, even, 16),
+                  plus_flagged(high_bits(a), flags_a, odd, 16), plus_flagged(high_bits(b), flags_b, odd, 16)};
 }
 
 ALONG(iq4_xs) {
@@ -147,7 +147,7 @@ INLINE vec halves(int low, int high) {
 /* 128 codes from 64 bytes of nibbles, and two bits each from 32 bytes. */
 INLINE void q6_k_half_along(const uint8_t *ql, const uint8_t *qh, vec *first, vec *second) {
     const vec q = v_load(ql), low_four = v_set8(15);
-    const vec bits = v_and(_mm512_srlv_epi16(twice(qh), halves(0, 2)), v_set8(0x33)); /* bits 0-1 first, bits 4-5 second */
+    const vec bits = v_and(_mm512_srlv_epi16(twice(qh), halves(0, 2)), v_set8(0x33)); /* 0-1 first, 4-5 second */
     *first = _mm512_ternarylogic_epi32(q, v_sll16(bits, 4), low_four, 0xE4); /* low_four ? q : bits */
     *second = _mm512_ternarylogic_epi32(v_srl16(q, 4), bits, low_four, 0xE4);
 }
@@ -160,7 +160,8 @@ ALONG(q6_k) {
 
 ALONG(q2_k) {
     const vec v = v_load(FIELD(q2_k, qs)), three = v_set8(3);
-    return (quad){v_and(v, three), v_and(v_srl16(v, 2), three), v_and(v_srl16(v, 4), three), v_and(v_srl16(v, 6), three)};
+    return (quad){v_and(v, three), v_and(v_srl16(v, 2), three), v_and(v_srl16(v, 4), three),
+                  v_and(v_srl16(v, 6), three)};
 }
 
 ALONG(q3_k) {
@@ -224,8 +225,8 @@ INLINE void put_groups(sink *to, lc_sums sums, const lc_q8_block *x, int first, 
     const quad of = transposed_lanes((quad){sums[t][i][0], sums[t][i][1], sums[t][i][2], sums[t][i][3]});
     FOR_4(put_group, to, of, x, first, f, i);
 }
-INLINE void finish_token(sink *to, lc_sums sums, const lc_q8_block *x, int first, const along *f, int n_groups, fvec *total,
-                         int n_tokens, int t) {
+INLINE void finish_token(sink *to, lc_sums sums, const lc_q8_block *x, int first, const along *f, int n_groups,
+                         fvec *total, int n_tokens, int t) {
     if (t >= n_tokens) return;
     FOR_4(put_groups, to, sums, x + t, first, f, t);
     FOR_16(end_sum, to, f->sub, x + t, first, f->has_min, n_groups, total + t);
@@ -285,16 +286,16 @@ INLINE void matvec_along(const uint8_t *rows, size_t row_bytes, int n_rows, cons
     FOR_4(store_token, total, c, ldc, n_rows, n_tokens);
 }
 
-#define DEFINE_ALONG(name, elems, sub, has_min, shift, order)                                                             \
-    static void matvec_##name(const uint8_t *rows, size_t row_bytes, int n_rows, const lc_q8_block *x, int n_tokens, int n, \
-                           const uint8_t *ahead, float *c, int ldc) {                                                     \
-        const along f = {along_##name, scales_##name, sizeof(lc_block_##name), elems, sub, has_min, shift, order};        \
-        switch (n_tokens) {                                                                                               \
-        case 1: matvec_along(rows, row_bytes, n_rows, x, n, ahead, c, ldc, &f, 1); break;                                  \
-        case 2: matvec_along(rows, row_bytes, n_rows, x, n, ahead, c, ldc, &f, 2); break;                                  \
-        case 3: matvec_along(rows, row_bytes, n_rows, x, n, ahead, c, ldc, &f, 3); break;                                  \
-        default: matvec_along(rows, row_bytes, n_rows, x, n, ahead, c, ldc, &f, 4);                                        \
-        }                                                                                                                 \
+#define DEFINE_ALONG(name, elems, sub, has_min, shift, order)                                                         \
+    static void matvec_##name(const uint8_t *rows, size_t row_bytes, int n_rows, const lc_q8_block *x, int n_tokens,  \
+                              int n, const uint8_t *ahead, float *c, int ldc) {                                       \
+        const along f = {along_##name, scales_##name, sizeof(lc_block_##name), elems, sub, has_min, shift, order};    \
+        switch (n_tokens) {                                                                                           \
+        case 1: matvec_along(rows, row_bytes, n_rows, x, n, ahead, c, ldc, &f, 1); break;                             \
+        case 2: matvec_along(rows, row_bytes, n_rows, x, n, ahead, c, ldc, &f, 2); break;                             \
+        case 3: matvec_along(rows, row_bytes, n_rows, x, n, ahead, c, ldc, &f, 3); break;                             \
+        default: matvec_along(rows, row_bytes, n_rows, x, n, ahead, c, ldc, &f, 4);                                   \
+        }                                                                                                             \
     }
 DEFINE_ALONG(q4_0, 32, 32, 0, 4, FOUR_BLOCKS)
 DEFINE_ALONG(q4_1, 32, 32, 1, 0, FOUR_BLOCKS)

@@ -1,6 +1,6 @@
 /* Multiply-adds on registers alone, as many as the including file's instructions allow at once: what its kernels are
- * measured against. In assembly, because a compiler would see that nobody wants the results. USE_PEAKS puts them into the
- * table. */
+ * measured against. In assembly, because a compiler would see that nobody wants the results. USE_PEAKS puts them into
+ * the table. */
 #ifndef LC_PEAKS_H
 #define LC_PEAKS_H
 

@@ -86,7 +86,8 @@ INLINE vec load_every_fourth(const lc_rows row, size_t at, int i) {
 }
 
 /* Puts what is at `p` into place i; compilers would take it there through another register, or memory. */
-#define INSERT(code, v, p, i) __asm__(code " %2, %1, %0, %0" : "+x"(v) : "m"(*(const uint8_t(*)[4])(const void *)(p)), "i"(i))
+#define INSERT(code, v, p, i) \
+    __asm__(code " %2, %1, %0, %0" : "+x"(v) : "m"(*(const uint8_t(*)[4])(const void *)(p)), "i"(i))
 
 #define HAS_LOADS /* load_halves and load_dword, else made of float_halves and gather */
 
