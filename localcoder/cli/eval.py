@@ -22,12 +22,16 @@ log = logging.getLogger("localcoder")
 
 OWN = "canonical"
 _MAX_WORKERS = 256
+_N_HOLES = 100  # of a kind
 
 
 @click.command()
-@click.argument("benchmark", type=click.Choice(["humaneval", "mbpp"]))
+@click.argument("benchmark", type=click.Choice(["humaneval", "mbpp", "fim"]))
 @click.option(
-    "--data", required=True, type=click.Path(path_type=Path), help="The problems: a file, or the folder of all."
+    "--data",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="The problems: a file, or the folder of all; for fim, a folder of sources.",
 )
 @click.option(
     "--language", help="HumanEval's: python, cpp, java, js, ts, php, cs or sh.  [default: the file's, or python]"
@@ -45,7 +49,11 @@ _MAX_WORKERS = 256
     help="Keep what the model writes; what is there already is not written again. A folder for several models.",
 )  # fmt: skip
 @click.option("--no-execute", is_flag=True, help="Write completions only (needs --output).")
-@click.option("--limit", type=click.IntRange(1), help="Only the first problems.")
+@click.option(
+    "--limit",
+    type=click.IntRange(1),
+    help="Only the first problems; for fim, holes of each kind.  [default there: 100]",
+)
 @click.option("--samples", type=click.IntRange(1, 1000), default=1, show_default=True, help="Completions of a problem.")
 @click.option("--temperature", type=float, default=0.0, show_default=True, help="0: greedy, as the published figures.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Makes the draws repeatable.")
@@ -90,7 +98,17 @@ def eval(
     on time and memory. A language whose compiler is missing is skipped.
 
     --data takes the files of DeepSeek-Coder's evaluation folder (humaneval-LANGUAGE.jsonl, mbpp.jsonl).
+
+    fim leaves lines, blocks of lines and random spans out of the source files in a folder, and compares what the model
+    writes there: the same text, similarity, and whether a Python file still parses.
     """
+    if benchmark == "fim":
+        if completions or output or no_execute or plot or language or samples != 1 or temperature:
+            raise click.UsageError("fim takes --data, --model, --limit, --seed, --threads, --device and --json only")
+        _show_fim(
+            data, [_fill(model, data, limit or _N_HOLES, seed, threads, device) for model in models or (None,)], as_json
+        )
+        return
     if no_execute and (completions or not output):
         raise click.UsageError("--no-execute keeps what a model writes: it needs --output, and no --completions")
     if completions and (output or plot or samples != 1):
@@ -227,3 +245,36 @@ def _line(result: dict[str, Any]) -> str:
     known = result.get("published")
     compared = f"  published for {known['member']}: {known['pass_at_1']:.1%}" if known else ""
     return f"{'  '.join(figures) or 'nothing was run'}  {counts}{compared}{size}{name}"
+
+
+def _fill(model: Path | None, folder: Path, n_each: int, seed: int, threads: int | None, device: str) -> dict[str, Any]:
+    """Lets a model fill holes in the sources of a folder, one after another."""
+    from localcoder.coder import embedded_model
+    from localcoder.measure.evaluation.fim import N_CTX, fill, make_holes, read_sources, summarize
+    from localcoder.measure.evaluation.writing import context_for
+
+    holes = make_holes(read_sources(folder), n_each, seed)
+    with contextlib.ExitStack() as stack:
+        path = model or stack.enter_context(embedded_model())
+        n_ctx = min(N_CTX, context_for(path))
+        coder = stack.enter_context(open_coder(path, n_ctx=n_ctx, threads=threads, device=device))
+        progress = stack.enter_context(step_progress("filling"))
+        filled = []
+        for result in fill(coder, holes):
+            filled.append(result)
+            exact = sum(f.is_exact for f in filled) / len(filled)
+            progress(len(filled), len(holes), f"exact {exact:.1%}")
+        return {"model": str(path), "file_bytes": path.stat().st_size, "holes": [asdict(f) for f in summarize(filled)]}
+
+
+def _show_fim(data: Path, results: Sequence[dict[str, Any]], as_json: bool) -> None:
+    about = {"benchmark": "fim", "data": str(data)}
+    if as_json:
+        echo_json({**about, **results[0]} if len(results) == 1 else {**about, "models": results})
+        return
+    click.echo(f"{'holes':<12} {'exact':>7} {'similarity':>10} {'parses':>7}  file")
+    for result in results:
+        for row in result["holes"]:
+            parses = "-" if row["parses"] is None else f"{row['parses']:.1%}"
+            figures = f"{row['exact_match']:>7.1%} {row['edit_similarity']:>10.3f} {parses:>7}"
+            click.echo(f"{row['n_holes']:>5} {row['kind']:<6} {figures}  {printable(result['model'])}")
