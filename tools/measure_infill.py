@@ -33,6 +33,7 @@ VARIANTS: dict[str, Rules] = {
     "none": NO_RULES,
     **{f"no {name}": replace(ALL_RULES, **{name: False}) for name in vars(ALL_RULES)},
 }
+KINDS = ("word", "clean", "split", "lines")
 BEFORE, AFTER = 2000, 600  # characters around a statement
 
 
@@ -100,12 +101,15 @@ def make_holes(text: str, kind: str, n: int, rng: random.Random) -> Iterator[Hol
 @click.option("-m", "--model", type=click.Path(path_type=Path), help="Default: the embedded model.")
 @click.option("-n", "--holes", default=40, help="Holes of each kind in each file.")
 @click.option("--seed", default=0)
+@click.option("--kind", "kinds", multiple=True, default=KINDS, type=click.Choice(KINDS))
 @click.option("--only", multiple=True, help="Sets of rules to measure.  [default: all of them]")
-def main(files: tuple[Path, ...], model: Path | None, holes: int, seed: int, only: tuple[str, ...]) -> None:
+def main(
+    files: tuple[Path, ...], model: Path | None, holes: int, seed: int, kinds: tuple[str, ...], only: tuple[str, ...]
+) -> None:
     """Measure infill on held-out files."""
     with Coder(model) as coder:
         click.echo(f"{'holes':<8}{'rules':<16}{'exact':>8}{'similar':>9}{'parses':>8}")
-        for kind in ("word", "clean", "split", "lines"):
+        for kind in kinds:
             rng = random.Random(seed)
             made = [hole for file in files for hole in make_holes(file.read_text("utf-8"), kind, holes, rng)]
             names = only or tuple(VARIANTS)
