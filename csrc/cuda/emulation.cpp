@@ -20,10 +20,12 @@
 #include "emulation.h"
 
 #if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #define LC_ANNOTATE_FIBERS 1
 #elif defined(__has_feature)
 #if __has_feature(address_sanitizer)
+#include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #define LC_ANNOTATE_FIBERS 1
 #endif
@@ -204,6 +206,9 @@ void run_block() {
         fiber.done = false;
         fiber.fake_stack = nullptr;
         fiber.copies.clear();
+#if defined(LC_ANNOTATE_FIBERS)
+        __asan_unpoison_memory_region(stack_of(i), STACK_BYTES); /* its last fiber never returned */
+#endif
         make_context(&fiber.context, stack_of(i), STACK_BYTES, fiber_main);
     }
     int left = machine.n_threads;

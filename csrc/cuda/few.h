@@ -37,11 +37,10 @@ struct Q8Unit {
 
 template <class F>
 LC_DEVICE void load_q8(const Activations &a, int n_in, int token, int u, Q8Unit &x) {
-    const lc_i64 at = (lc_i64)token * n_in;
-    const int start = unit_start<F::GAP>(u);
-    x.codes[0] = lc_load<uint4>(a.codes + at + start);
-    x.codes[1] = lc_load<uint4>(a.codes + at + start + F::GAP);
-    const uint2 *meta = a.meta + at / 32 + start / 32;
+    const int at = token * n_in + unit_start<F::GAP>(u);
+    x.codes[0] = lc_load<uint4>(a.codes + at);
+    x.codes[1] = lc_load<uint4>(a.codes + at + F::GAP);
+    const uint2 *meta = a.meta + at / 32;
     const uint2 first = lc_load<uint2>(meta);
     uint2 second = first;
     if (F::GAP == 32) second = lc_load<uint2>(meta + 1);
@@ -94,14 +93,14 @@ LC_DEVICE void multiply_raw(const lc_u8 *const (&rows)[ROWS], const float *x, in
         for (int k = first; k < n_in; k += step)
             LC_UNROLL for (int i = 0; i < ROWS; i++) LC_UNROLL for (int c = 0; c < COLS; c++)
                 acc[i * COLS + c] =
-                    lc_fma(F::value(rows[i] + k * F::BYTES), x[(lc_i64)tokens[c] * n_in + k], acc[i * COLS + c]);
+                    lc_fma(F::value(rows[i] + k * F::BYTES), x[tokens[c] * n_in + k], acc[i * COLS + c]);
         return;
     }
     LC_UNROLL_BY(COLS <= 4 ? 2 : 1) for (int k = 8 * first; k < n_in; k += 8 * step) {
         float w[ROWS][8];
         LC_UNROLL for (int i = 0; i < ROWS; i++) F::load8(rows[i] + k * F::BYTES, w[i]);
         LC_UNROLL for (int c = 0; c < COLS; c++) {
-            const float *p = x + (lc_i64)tokens[c] * n_in + k;
+            const float *p = x + (tokens[c] * n_in + k);
             const float4 v0 = lc_load<float4>(p), v1 = lc_load<float4>(p + 4);
             const float values[8] = {v0.x, v0.y, v0.z, v0.w, v1.x, v1.y, v1.z, v1.w};
             LC_UNROLL for (int i = 0; i < ROWS; i++) LC_UNROLL for (int j = 0; j < 8; j++)
@@ -122,7 +121,7 @@ LC_DEVICE void multiply_units(const lc_u8 *const (&rows)[ROWS], const lc_i8 *gri
                 load_q8<F>(a, n_in, tokens[c], u, x);
                 LC_UNROLL for (int i = 0; i < ROWS; i++) acc[i * COLS + c] = add_q8<F>(w[i], x, acc[i * COLS + c]);
             } else {
-                const float *x = a.x + (lc_i64)tokens[c] * n_in + unit_start<F::GAP>(u);
+                const float *x = a.x + (tokens[c] * n_in + unit_start<F::GAP>(u));
                 LC_UNROLL for (int i = 0; i < ROWS; i++) acc[i * COLS + c] = add_float<F>(w[i], x, acc[i * COLS + c]);
             }
         }
@@ -190,15 +189,18 @@ LC_DEVICE void multiply_few(const Activations &a, const lc_i8 *grid, int n_in, i
         const int which = is_pair ? i : find_weight(weights, v);
         rows[i] = pick(weights.data, which) + (lc_i64)v * F::row_bytes(n_in / F::BLOCK);
     }
-    int tokens[COLS];
-    LC_UNROLL for (int c = 0; c < COLS; c++) tokens[c] = token0 + c < n_tokens ? token0 + c : n_tokens - 1;
+    const int left = n_tokens - token0;
+    int tokens[COLS]; /* from token0 on */
+    LC_UNROLL for (int c = 0; c < COLS; c++) tokens[c] = c < left ? c : left - 1;
+    const lc_i64 start = (lc_i64)token0 * n_in;
+    const Activations here = {a.codes + start, a.meta + start / 32, a.x + start};
     float acc[V];
     LC_UNROLL for (int i = 0; i < V; i++) acc[i] = 0;
     const int first = lc_warp() % split * 32 + lc_lane(), step = 32 * split;
     if constexpr (F::IS_RAW)
-        multiply_raw<F, FEW_ROWS, COLS>(rows, a.x, n_in, tokens, first, step, acc);
+        multiply_raw<F, FEW_ROWS, COLS>(rows, here.x, n_in, tokens, first, step, acc);
     else
-        multiply_units<F, FEW_ROWS, COLS>(rows, grid, a, n_in, tokens, first, step, acc);
+        multiply_units<F, FEW_ROWS, COLS>(rows, grid, here, n_in, tokens, first, step, acc);
     sum_values<V, 16>(acc);
 
     struct Parts {

@@ -61,7 +61,7 @@ LC_FEW(16)
 
 /* Grid: tiles of rows, tiles of tokens. q8 formats read codes and meta; others the halves x and their factors `scales`
  * (lc_to_half). */
-LC_KERNEL(LC_NAME(lc_many_), MANY_THREADS, 2,
+LC_KERNEL(LC_NAME(lc_many_), MANY_THREADS, ManyBlocks<Format>::PER_SM,
           (const lc_u8 *codes, const uint2 *meta, const lc_u16 *x, const float *scales, const lc_i8 *grid, lc_i64 n_in,
            lc_i64 n_tokens, const lc_u8 *weight, lc_i64 n_out, float *out, const float *residual, lc_i64 epilogue)) {
     const ManyPlace at = {lc_block_x() * MANY_ROWS, lc_block_y() * MANY_TOKENS, (int)n_out, (int)n_tokens};

@@ -17,6 +17,12 @@
 
 enum { MANY_ROWS = 128, MANY_TOKENS = 64, MANY_K = 64, MANY_THREADS = 256 };
 
+/* Blocks that share a multiprocessor: two, but where two scales and minimums for 32 values need the registers. */
+template <class F>
+struct ManyBlocks {
+    enum { PER_SM = F::HAS_MINS && F::SUB == 16 ? 1 : 2 };
+};
+
 /* The block's tile, and how many rows and tokens there are in all. */
 struct ManyPlace {
     int row0, token0, n_rows, n_tokens;

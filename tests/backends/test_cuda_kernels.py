@@ -29,7 +29,7 @@ from localcoder.quants import ALL, QuantTensor, by_name
 pytestmark = pytest.mark.skipif(emulated.availability() is not None, reason=str(emulated.availability()))
 
 NAMES = [t.name for t in ALL]
-PLAIN = Path(os.environ.get(emulated.VARIABLE, "."))
+PLAIN = Path(os.environ.get(emulated.VARIABLE) or "emulated")
 CHECKED = PLAIN.with_name(PLAIN.name.replace("emulated", "checked"))
 KINDS = ["plain", "checked"]
 
