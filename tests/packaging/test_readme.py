@@ -74,7 +74,7 @@ def test_the_python_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_variables_exist() -> None:
     sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "localcoder").rglob("*.py"))
-    for name in re.findall(r"LOCALCODER_[A-Z]+", README):
+    for name in re.findall(r"LOCALCODER_[A-Z_]+", README):
         assert f'"{name}"' in sources, name
 
 
