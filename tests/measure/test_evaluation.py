@@ -7,6 +7,8 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import os
+import sys
 
 import humaneval_solutions as solutions
 import pytest
@@ -25,6 +27,10 @@ from localcoder.measure.evaluation.tasks import (
     read_tasks,
 )
 
+pytestmark = [
+    pytest.mark.skipif(sys.platform == "win32", reason="the programs are ended by signals"),
+    pytest.mark.skipif("LOCALCODER_BACKEND" in os.environ, reason="the same on every backend"),
+]
 LANGUAGES = sorted(set(BY_NAME) - {"python"})
 
 
@@ -81,6 +87,7 @@ WHOLE = "def area(r):\n    return math.pi * r ** 2\n"
         f"First install:\n```sh\npip install x\n```\nthen\n```py\n{WHOLE}```",
         f"```\n{BODY}```",
         f"```python\n{WHOLE}",
+        "1. This:\n   ```python\n   def area(r):\n       return math.pi * r * r\n   ```",
     ],
 )  # fmt: skip
 def test_a_right_answer_in_any_form_passes(completion):
@@ -216,9 +223,10 @@ def test_mbpp_answers(shared):
     forms = [
         f"\n{task.solution}\n[DONE]\nYou are an expert",
         f"[BEGIN]\n{task.solution}\n[DONE]",
+        f" {task.solution}",
         f"Here:\n```python\n{task.solution}\n```",
     ]
-    assert names([Sample(task, form) for form in forms]) == ["passed"] * 3
+    assert names([Sample(task, form) for form in forms]) == ["passed"] * len(forms)
     assert names([Sample(task, "def similar_elements(a, b):\n    return None")]) == ["failed"]
 
 

@@ -16,7 +16,10 @@ from localcoder.errors import SandboxError
 from localcoder.measure.sandbox.limits import MIB, Command, Limits
 from localcoder.measure.sandbox.sandbox import Sandbox
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the programs use fork and signals")
+pytestmark = [
+    pytest.mark.skipif(sys.platform == "win32", reason="the programs use fork and signals"),
+    pytest.mark.skipif("LOCALCODER_BACKEND" in os.environ, reason="the same on every backend"),
+]
 
 LIMITS = Limits(cpu_s=1, wall_s=3, memory_bytes=256 * MIB, n_processes=16, output_bytes=4 * MIB, disk_bytes=16 * MIB)
 PATIENT = Limits()

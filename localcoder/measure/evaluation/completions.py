@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 from localcoder.measure.evaluation.tasks import Task
 
-_FENCE = re.compile(r"^[ \t]*```[^\n`]*\n(.*?)(?:^[ \t]*```|\Z)", re.MULTILINE | re.DOTALL)
+_FENCE = re.compile(r"^([ \t]*)```[^\n`]*\n(.*?)(?:^[ \t]*```|\Z)", re.MULTILINE | re.DOTALL)
 _TOKENS = re.compile(
     r'//[^\n]*|/\*.*?\*/|"""(?:\\.|.)*?"""|@"(?:""|[^"])*"|"(?:\\.|[^"\\\n])*"|'
     r"'(?:\\[^'\n]*|[^'\\\n])'|[{}]",
@@ -58,7 +58,8 @@ def code_of(task: Task, completion: str) -> Code:
     text = completion.replace("\r\n", "\n")
     if task.benchmark == "mbpp":
         text = cut(text.removeprefix("[BEGIN]"), task.stops)
-        return Code(_from_blocks(text, "def ")[0], True)
+        code, was_block = _from_blocks(text, "def ")
+        return Code(code if was_block else code.strip(), True)
     code, was_block = _from_blocks(text, task.function or "")
     found = _definition(task, code)
     if found is None:
@@ -79,7 +80,8 @@ def _from_blocks(text: str, wanted: str) -> tuple[str, bool]:
     before = text[: blocks[0].start()]
     if before.lstrip("\n").startswith((" ", "\t")):
         return before, False
-    bodies = [block[1] for block in blocks]
+    # In a list, the block is as indented as its fence.
+    bodies = [re.sub(f"^{block[1]}", "", block[2], flags=re.MULTILINE) for block in blocks]
     return next((body for body in bodies if wanted in body), bodies[0]), True
 
 

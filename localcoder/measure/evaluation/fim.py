@@ -43,7 +43,7 @@ SUFFIXES = frozenset(
 )
 MAX_TOKENS = 128
 N_CTX = 4096
-_MAX_FILE = 1 << 18  # bytes; larger files are data
+_MAX_FILE = 1 << 20  # bytes; larger files are data
 _N_LINES = range(2, 9)
 _N_CHARACTERS = range(8, 161)
 _TRIES = 20  # at a hole in one file

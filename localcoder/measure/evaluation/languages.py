@@ -197,7 +197,7 @@ def _ts(task: Task, code: Code, word: str, limits: Limits) -> Program:
     text = f"{code.text}\n{task.test}\nrequire('fs').writeSync(1, '\\n{word}\\n');\n"
     # As loose as the compiler was when the problems were made, and with today's library.
     options = ["--target", "ES2022", "--lib", "ES2022,DOM", "--module", "commonjs", "--strict", "false"]
-    compiling = Command(["tsc", *options, "--types", "", "program.ts"], _COMPILER)
+    compiling = Command(["tsc", *options, "--typeRoots", ".", "program.ts"], _COMPILER)
     return Program({"program.ts": text}, [compiling, _node("program.js", limits)])
 
 
