@@ -1,11 +1,12 @@
 # The instruction sets: from this one list CMake compiles them and dispatch.c chooses among them.
 #
-# lc_isa(NAME ARCH [BASE isa] [SEARCHES isa] [TEST_ONLY] [FLAGS alternative...] [FEATURES feature...])
+# lc_isa(NAME ARCH [BASE isa] [SEARCHES isa] [SHARES_TEXT] [TEST_ONLY] [FLAGS alternative...] [FEATURES feature...])
 #
 # compiles csrc/cpu/kernels_NAME.c. ARCH: X86_64, ARM64 or ANY. FEATURES: what a machine must have (cpu_features.h); each
 # stands for its compiler flag, unless there are FLAGS: ways to say the same, of which the first that the compiler
 # understands is taken. BASE: whose kernels it overrides (default: ref). SEARCHES: whose quantize_search_NAME.c it uses
-# (default: its own). TEST_ONLY: in builds with LOCALCODER_BUILD_TESTS.
+# (default: its own). SHARES_TEXT: another set is compiled from the same text, and has the sanitizers. TEST_ONLY: in builds
+# with LOCALCODER_BUILD_TESTS.
 separate_arguments(compiler_arguments UNIX_COMMAND "${CMAKE_C_COMPILER_ARG1}")
 
 # Whether the compiler takes the text with these flags. CMake's own checks would link a program too, for which Zig compiles
@@ -43,7 +44,7 @@ endfunction()
 set(LC_ISA_LINES "")
 
 function(lc_isa name arch)
-  cmake_parse_arguments(ISA "TEST_ONLY" "BASE;SEARCHES" "FEATURES;FLAGS" ${ARGN})
+  cmake_parse_arguments(ISA "SHARES_TEXT;TEST_ONLY" "BASE;SEARCHES" "FEATURES;FLAGS" ${ARGN})
   if(ISA_TEST_ONLY AND NOT LOCALCODER_BUILD_TESTS)
     return()
   endif()
@@ -89,9 +90,15 @@ function(lc_isa name arch)
     set_source_files_properties(${files} PROPERTIES COMPILE_OPTIONS "${flags}")
     set_source_files_properties(${kernels} PROPERTIES COMPILE_DEFINITIONS
       "LC_KERNELS=lc_kernels_${name};LC_ISA_NAME=\"${name}\"")
-    if(search AND LOCALCODER_SANITIZE AND NOT name STREQUAL ref)
-      # The search is one text for all instruction sets and slow to compile with checks: quantize_search_ref.c has them.
-      set_property(SOURCE ${search} APPEND PROPERTY COMPILE_OPTIONS -fno-sanitize=all)
+    set(unchecked "") # one text is compiled with checks once, because that is slow
+    if(ISA_SHARES_TEXT)
+      list(APPEND unchecked ${kernels})
+    endif()
+    if(NOT name STREQUAL ref)
+      list(APPEND unchecked ${search})
+    endif()
+    if(LOCALCODER_SANITIZE AND unchecked)
+      set_property(SOURCE ${unchecked} APPEND PROPERTY COMPILE_OPTIONS -fno-sanitize=all)
     endif()
   endif()
   set(LC_ISA_LINES "${LC_ISA_LINES}${line}\n" PARENT_SCOPE)
@@ -103,17 +110,17 @@ set(avx512 ${avx2} AVX512F AVX512BW AVX512DQ AVX512VL)
 set(avx512vnni ${avx512} AVX512VNNI)
 lc_isa(amx          X86_64 BASE avx512vnni SEARCHES avx512 FEATURES ${avx512vnni} AMX_TILE AMX_INT8)
 lc_isa(avx512vnni   X86_64 SEARCHES avx512 FEATURES ${avx512vnni})
-lc_isa(avx512       X86_64 FEATURES ${avx512})
-lc_isa(avxvnni      X86_64 SEARCHES avx2 FEATURES ${avx2} AVXVNNI)
+lc_isa(avx512       X86_64 SHARES_TEXT FEATURES ${avx512})
+lc_isa(avxvnni      X86_64 SHARES_TEXT SEARCHES avx2 FEATURES ${avx2} AVXVNNI)
 lc_isa(avx2         X86_64 FEATURES ${avx2})
 lc_isa(neon_i8mm    ARM64 BASE neon_dotprod SEARCHES neon FEATURES DOTPROD I8MM
        FLAGS -march=armv8.2-a+dotprod+i8mm -mcpu=generic+dotprod+i8mm)
 lc_isa(neon_dotprod ARM64 SEARCHES neon FEATURES DOTPROD FLAGS -march=armv8.2-a+dotprod -mcpu=generic+dotprod)
-lc_isa(neon         ARM64)
+lc_isa(neon         ARM64 SHARES_TEXT)
 lc_isa(ref          ANY)
 # For tests alone, and taken only by name.
 lc_isa(amx_emulated X86_64 TEST_ONLY BASE avx512vnni SEARCHES avx512 FEATURES ${avx512vnni})
-lc_isa(avxvnni_evex X86_64 TEST_ONLY SEARCHES avx2 FEATURES ${avx2} AVX512F AVX512VL AVX512VNNI)
+lc_isa(avxvnni_evex X86_64 TEST_ONLY SHARES_TEXT SEARCHES avx2 FEATURES ${avx2} AVX512F AVX512VL AVX512VNNI)
 
 file(GENERATE OUTPUT ${CMAKE_CURRENT_BINARY_DIR}/generated/instruction_sets.h CONTENT "${LC_ISA_LINES}")
 target_include_directories(localcoder_core PRIVATE ${CMAKE_CURRENT_BINARY_DIR}/generated)
