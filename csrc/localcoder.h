@@ -12,7 +12,7 @@
 extern "C" {
 #endif
 
-#if !defined(_WIN32) /* there, CMake exports every symbol */
+#if !defined(_WIN32) /* there, CMake makes a list of what is declared here */
 #pragma GCC visibility push(default)
 #endif
 
