@@ -160,4 +160,4 @@ def published(coder: Coder, benchmark: str, language: str) -> Published | None:
     else:
         row = _HUMANEVAL.get((size, kind))
         found = None if row is None else row[_LANGUAGES.index(language)]
-    return None if found is None else Published(f"{size} {kind}", found / 100)
+    return None if found is None else Published(f"{size} {kind}", round(found / 100, 3))
