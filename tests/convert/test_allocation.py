@@ -11,7 +11,7 @@ from checkpoints import save_checkpoint
 from tiny_model import write_tiny_model
 
 from localcoder.backends.select import open_backend
-from localcoder.convert.allocation import SENSITIVITY, Option, lower_hull, share_out, usual_sensitivity
+from localcoder.convert.allocation import Option, lower_hull, share_out, usual_sensitivity
 from localcoder.convert.choice import Budget, Choice
 from localcoder.convert.converter import convert
 from localcoder.convert.quantizer import quantize_file
@@ -72,9 +72,12 @@ def test_hull():
 
 
 def test_sensitivity():
-    assert usual_sensitivity("blk.7.attn_v.weight", 24, False) == SENSITIVITY["attn_v"] / 24
-    assert usual_sensitivity("output.weight", 24, False) == SENSITIVITY["output"]
-    assert usual_sensitivity("token_embd.weight", 24, True) > SENSITIVITY["output"]
+    def usual(name, n_layer=24, tied=False):
+        return usual_sensitivity(f"{name}.weight", n_layer, tied)
+
+    assert usual("blk.7.attn_v") == usual("blk.8.attn_v") == 2 * usual("blk.7.attn_v", 48)
+    assert usual("blk.23.ffn_down") > usual("blk.1.ffn_down")
+    assert usual("token_embd", tied=True) > usual("output") > usual("token_embd") > usual("blk.7.ffn_up")
 
 
 @pytest.mark.parametrize("part", [0.02, 0.2, 0.5, 0.9])

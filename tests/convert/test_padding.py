@@ -13,7 +13,7 @@ from localcoder.convert.choice import Choice
 from localcoder.convert.converter import convert
 from localcoder.convert.quantizer import quantize_file
 from localcoder.convert.recipes import recipe_by_name
-from localcoder.errors import OptionError
+from localcoder.errors import OptionError, OutputError
 from localcoder.files.gguf_reader import GGUFFile
 from localcoder.files.imatrix import ImportanceMatrix
 from localcoder.measure.calibrated import quantize_calibrated
@@ -98,6 +98,24 @@ def test_calibrated(tmp_path):
     expected = logits_of(source)
     errors = [np.linalg.norm(logits_of(tmp_path / name) - expected) for name in ("out.gguf", "plain.gguf")]
     assert errors[0] < 1.2 * errors[1]
+
+
+def test_interrupt_leaves_nothing(tmp_path):
+    source = write_tiny_model(tmp_path / "in.gguf")
+    choice = Choice(recipe_by_name("q4_0"), pad_ffn=True)
+    chunks = np.zeros((1, 64), np.int32)
+    seen = []
+
+    def interrupt(done: int, total: int) -> None:
+        seen.extend(path.name for path in tmp_path.glob(".localcoder-*.tmp") if path.is_dir())
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        quantize_calibrated(source, tmp_path / "out.gguf", choice, ReferenceBackend(), chunks, progress=interrupt)
+    assert seen, "the padded copy is to be under a name that says what it is"
+    with pytest.raises(OutputError, match="is the file that is being read"):
+        quantize_calibrated(source, source, choice, ReferenceBackend(), chunks)
+    assert [path.name for path in tmp_path.iterdir()] == ["in.gguf"]
 
 
 def test_what_cannot_be_padded(tmp_path):
