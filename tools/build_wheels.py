@@ -143,8 +143,8 @@ def pack_wheel(pure: Path, platform: Platform, native: Path, folder: Path) -> Pa
                 wheel.writestr(info, text.replace("Tag: py3-none-any\n", f"Tag: py3-none-{platform.tag}\n").encode())
             elif info.filename != source.record_path:
                 wheel.writestr(info, source.read(info))
-        for file in sorted(native.iterdir()):
-            wheel.write(str(file), f"localcoder/_native/{file.name}")
+        for file in sorted(path for path in native.rglob("*") if path.is_file()):
+            wheel.write(str(file), f"localcoder/_native/{file.relative_to(native).as_posix()}")
     return partial
 
 

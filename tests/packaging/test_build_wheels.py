@@ -92,7 +92,8 @@ def test_a_wheel_is_the_pure_one_and_the_core(build_wheels: ModuleType, tmp_path
     with WheelFile(str(pure), "w") as wheel:
         wheel.writestr("localcoder/__init__.py", "x = 1\n")
         wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n\n")
-    native.mkdir()
+    (native / "cuda").mkdir(parents=True)
+    (native / "cuda" / "kernels.cu").write_bytes(b"source")
     (native / "liblocalcoder.so").write_bytes(b"core")
     made = build_wheels.pack_wheel(pure, build_wheels.PLATFORMS[LINUX], native, tmp_path)
     assert made.name == "thing-1.0-py3-none-manylinux_2_17_x86_64.whl"
@@ -100,6 +101,7 @@ def test_a_wheel_is_the_pure_one_and_the_core(build_wheels: ModuleType, tmp_path
         found = {name: wheel.read(name).decode() for name in wheel.namelist() if not name.endswith("RECORD")}
     assert found == {
         "localcoder/__init__.py": "x = 1\n",
+        "localcoder/_native/cuda/kernels.cu": "source",
         "localcoder/_native/liblocalcoder.so": "core",
         f"{info}/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: false\nTag: py3-none-manylinux_2_17_x86_64\n\n",
     }

@@ -104,7 +104,11 @@ def check_files(names: Sequence[str], *, native: bool) -> None:
     assert {"localcoder/py.typed", "localcoder/data/python-9m.gguf"} <= sources <= found
     built = sorted(found - sources)
     if native:
-        library, header = built
+        cuda = ROOT / "csrc" / "cuda"  # kernels are compiled where they run
+        kernels = {path.name for path in (*cuda.glob("*.cu"), *cuda.glob("*.h"))} - {"emulation.h"}
+        kernels = {f"localcoder/_native/cuda/{name}" for name in kernels}
+        assert kernels <= set(built)
+        library, header = sorted(set(built) - kernels)
         assert LIBRARY.fullmatch(library)
         assert header == "localcoder/_native/localcoder.h"
     else:
