@@ -9,8 +9,8 @@ In this order:
    it is kept, but for a `main` of its own, and for what follows the function in an answer without code blocks where
    it is not valid.
 3. Otherwise it continues the prompt and ends before the first stop of the language, as in DeepSeek-Coder's evaluation;
-   in C++, Java and C# where its braces end the function, if they do. A body that has lost the indentation of its first
-   line, or of all lines, gets it back.
+   in C++, Java and C# where its braces end the function, if they do, and nowhere if they only close what they opened.
+   A Python body that has lost the indentation of its first line, or of all lines, gets it back.
 
 Nothing else is repaired: code that is cut off or misspelt fails.
 """
@@ -131,9 +131,12 @@ def _body(task: Task, code: str) -> str:
     if task.language == "python":
         return cut(_indented(task, code), task.stops)
     if task.language in ("cpp", "java", "cs"):
-        end = next((end - 1 for end, depth in _braces(code) if depth < 0), None)
+        braces = list(_braces(code))
+        end = next((end - 1 for end, depth in braces if depth < 0), None)
         if end is not None:
             return code[:end]
+        if braces and braces[-1][1] == 0:  # a stop would cut a block that ends here, whatever its indentation
+            return code + "\n"
     # A stop such as "\n    }\n" also ends a completion that has nothing after it.
     return cut(code + "\n", task.stops)
 
