@@ -25,7 +25,7 @@ def folder(tmp_path):
     (tmp_path / ".hidden").mkdir()
     (tmp_path / ".hidden" / "c.py").write_text(TEXT)
     (tmp_path / "binary.py").write_bytes(b"\xff\xfe\x00")
-    (tmp_path / "large.py").write_text("x = 1\n" * 100_000)
+    (tmp_path / "large.py").write_text("x = 1\n" * 200_000)
     (tmp_path / "data.csv").write_text("1,2\n")
     (tmp_path / "empty").mkdir()
     return tmp_path
