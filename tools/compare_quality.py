@@ -8,7 +8,8 @@ calibration text. Each is compared with the float model over the first part of a
 divergence (mean and 99th percentile), size; our plain file also runs in llama.cpp, over the same tokens. Without
 --calibration, the calibration text is a later part of the held-out text, apart from what is measured on.
 
-The figures go to tools/results/ as a table and as JSON. Needs llama-cpp-python.
+The figures go to tools/results/ as a table and as JSON; a run adds to what an earlier one measured in the same way, so
+that a long comparison can be made in parts. Needs llama-cpp-python.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import click
 import llama_cpp
@@ -223,9 +225,27 @@ def split(text: str) -> tuple[str, str]:
     return text[:TEST_CHARACTERS], text[first:last]
 
 
+def read_rows(path: Path, about: list[str]) -> list[Row]:
+    """What an earlier run measured in the same way; nothing if it measured in another."""
+    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if found.get("about") != about:
+        return []
+    return [Row(**{**row, "by_variant": _by_variant(row["by_variant"])}) for row in found["rows"]]
+
+
+def _by_variant(found: dict[str, dict[str, Any]]) -> dict[str, Quality]:
+    return {
+        variant: Quality(**{**quality, "divergence": Divergence(**quality["divergence"])})
+        for variant, quality in found.items()
+    }
+
+
 def write_results(name: str, about: list[str], rows: list[Row]) -> Path:
+    """Adds the rows to those of earlier runs, or replaces them."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"quality-{name}.md"
+    by_type = {row.type_name: row for row in [*read_rows(path.with_suffix(".json"), about), *rows]}
+    rows = [by_type[type_name] for type_name in NAMES if type_name in by_type]
     path.write_text("\n".join([f"# Quality of quantized files: {name}", "", *about, "", NOTES, *table(rows), ""]))
     path.with_suffix(".json").write_text(json.dumps({"about": about, "rows": [asdict(row) for row in rows]}, indent=1))
     return path

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 from checkpoints import load_tool
 
@@ -40,3 +43,16 @@ def test_calibrated_files_are_closer_than_those_with_an_importance_matrix(bench,
     found = {name: quality.divergence.kl_divergence for name, quality in row.by_variant.items()}
     assert found["ours calibrated"] <= CALIBRATED[type_name] * found["llama.cpp imatrix"], found
     assert found["ours"] <= 1.03 * found["llama.cpp"], found
+
+
+def test_results_are_added_to_those_of_an_earlier_run(tmp_path, monkeypatch):
+    tool = load_tool("compare_quality")
+    found = json.loads((tool.RESULTS / "quality-python-9m.json").read_text(encoding="utf-8"))
+    monkeypatch.setattr(tool, "RESULTS", tmp_path)
+    rows = tool.read_rows(Path(tool.__file__).parent / "results" / "quality-python-9m.json", found["about"])
+    assert len(rows) == len(NAMES)
+    tool.write_results("x", found["about"], rows[5:])
+    tool.write_results("x", found["about"], rows[:7])
+    assert json.loads((tmp_path / "quality-x.json").read_text(encoding="utf-8")) == found
+    path = tool.write_results("x", ["another text"], rows[:1])
+    assert tool.read_rows(path.with_suffix(".json"), ["another text"]) == rows[:1]
