@@ -100,6 +100,11 @@ function(lc_isa name arch)
     if(LOCALCODER_SANITIZE AND unchecked)
       set_property(SOURCE ${unchecked} APPEND PROPERTY COMPILE_OPTIONS -fno-sanitize=all)
     endif()
+    # Repeated at every intrinsic, these would take minutes to compile.
+    if(LOCALCODER_SANITIZE MATCHES address AND CMAKE_C_COMPILER_ID STREQUAL GNU AND NOT name STREQUAL ref)
+      set_property(SOURCE ${kernels} APPEND PROPERTY COMPILE_OPTIONS
+        --param=asan-stack=0 -fno-sanitize=null,object-size,pointer-overflow,alignment)
+    endif()
   endif()
   set(LC_ISA_LINES "${LC_ISA_LINES}${line}\n" PARENT_SCOPE)
 endfunction()
