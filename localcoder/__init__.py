@@ -12,6 +12,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from localcoder.async_coder import AsyncCoder
     from localcoder.coder import Coder
     from localcoder.errors import (
         BackendError,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = [
+    "AsyncCoder",
     "BackendError",
     "CheckpointError",
     "Coder",
@@ -55,6 +57,7 @@ __all__ = [
 ]
 
 _HOMES = {  # imported when first asked for, so that `import localcoder` costs nothing
+    "AsyncCoder": "localcoder.async_coder",
     "Coder": "localcoder.coder",
     "Completion": "localcoder.session.generation",
     "GenerationOptions": "localcoder.session.options",

@@ -2,34 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
-import importlib.resources
 import logging
-import operator
-import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
-from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 from localcoder.assist.hygiene import ALL_RULES, Rules, Scope
-from localcoder.backends.select import is_on_cpu, open_backend
-from localcoder.errors import BackendError, FileError, OptionError
-from localcoder.files.gguf_reader import GGUFFile
-from localcoder.model.engine import N_UBATCH, Engine
-from localcoder.quants.spec import Float32
+from localcoder.errors import OptionError
 from localcoder.session.generation import Completion, Generation
 from localcoder.session.infill import Infill, InfillRequest
+from localcoder.session.opened import embedded_model
 from localcoder.session.options import ANSWER_SHARE, GenerationArguments, GenerationOptions
-from localcoder.session.pool import SessionPool
-from localcoder.session.saved import load_session, save_session
+from localcoder.session.readings import Readings
+from localcoder.session.several import Several
 from localcoder.tokenizer.chat import Message, chat_prompt, check_messages, fit_history
-from localcoder.tokenizer.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from typing_extensions import Self, Unpack
+    from typing_extensions import Unpack
+
+__all__ = ["Coder", "embedded_model"]
 
 log = logging.getLogger("localcoder")
 INSTRUCT_NOTE = (
@@ -37,14 +28,12 @@ INSTRUCT_NOTE = (
 )
 BASE_NOTE = "this model was not tuned to answer instructions: it may go on with the question instead"
 
-EMBEDDED_MODEL = "python-9m.gguf"
 
-
-class Coder:
+class Coder(Readings):
     """A model, ready to write code.
 
     Safe for several threads: every call works on a timeline of its own, and their steps take turns. What a call
-    computed is kept for later calls whose prompts begin the same way.
+    computed is kept for later calls whose prompts begin the same way. `AsyncCoder` is the same for asyncio.
 
     Args:
         path: a GGUF file; default: the small demonstration model inside the package.
@@ -71,54 +60,14 @@ class Coder:
         True
     """
 
-    def __init__(
-        self,
-        path: str | os.PathLike[str] | None = None,
-        *,
-        n_ctx: int | None = None,
-        threads: int | None = None,
-        device: str = "auto",
-        n_sequences: int = 1,
-        n_ubatch: int = N_UBATCH,
-        kv_type: str = "f16",
-    ) -> None:
-        with contextlib.ExitStack() as resources:
-            self.path = Path(path) if path is not None else resources.enter_context(embedded_model())
-            file = GGUFFile.open(self.path)
-            self._tokenizer = Tokenizer.from_gguf(file)
-
-            def open_engine(device: str) -> Engine:
-                with contextlib.ExitStack() as opened:
-                    backend = open_backend(device, threads)
-                    opened.callback(backend.close)
-                    try:
-                        engine = Engine(
-                            file, backend, n_ctx=n_ctx, n_sequences=n_sequences, n_ubatch=n_ubatch, kv_type=kv_type
-                        )
-                    except BackendError as refusal:
-                        if device != "auto" or is_on_cpu(backend):
-                            raise
-                        log.warning("%s; computing on the CPU", refusal)
-                        return open_engine("cpu")
-                    opened.callback(engine.close)
-                    resources.push(opened.pop_all())
-                    return engine
-
-            self._engine = open_engine(device)
-            self._resources = resources.pop_all()
-        self._closed = False
-        self._pool = SessionPool(self._engine)
-        self.notes = [*self._tokenizer.notes, *self._engine.notes]
-        if self.notes:
-            log.warning("%s: %s", self.path.name, "; ".join(self.notes))
-
     def complete(self, prompt: str, **options: Unpack[GenerationArguments]) -> str:
         """The text that the model writes after `prompt` (which is not repeated).
 
         Args:
             prompt: text; BOS is put before it as the file says. What spells a special token stays text.
             options: max_tokens=256, temperature=0.0, top_k=40, top_p=0.95, min_p=0.0, repeat_penalty=1.0,
-                repeat_last_n=64, seed=None, stop=(); `GenerationOptions` says what each does and may be.
+                repeat_last_n=64, seed=None, stop=(), on_token=None and others; `GenerationOptions` says what each does
+                and may be.
 
         Raises:
             OptionError: an option out of its range, or unknown.
@@ -152,13 +101,21 @@ class Coder:
             ...     coder.generate("x = ", max_tokens=2).finish_reason
             'length'
         """
-        generation = self.start(prompt, **options)
-        for _ in generation:
-            pass
-        return generation.completion
+        return self.start(prompt, **options).run()
 
     def start(self, prompt: str, **options: Unpack[GenerationArguments]) -> Generation:
-        """A generation that has not begun: iterate over it for the text, then see its `completion`."""
+        """A generation that has not begun: iterate over it for the text, then see its `completion`.
+
+        Its `cancel` ends it from any thread.
+
+        Example:
+            >>> with Coder() as coder:
+            ...     generation = coder.start("import ", max_tokens=8)
+            ...     for piece in generation:
+            ...         generation.cancel()
+            >>> generation.completion.n_tokens < 8
+            True
+        """
         checked = _checked(options)
         self._require_open()
         tokens = self._tokenizer.tokenize(prompt)
@@ -243,132 +200,93 @@ class Coder:
             >>> isinstance(answer, str)
             True
         """
-        generation = self.start_chat(messages, system=system, **options)
-        return "".join(generation)
+        return self.start_chat(messages, system=system, **options).run().text
 
     def start_chat(
         self, messages: str | Sequence[Message], *, system: str | None = None, **options: Unpack[GenerationArguments]
     ) -> Generation:
-        """An answer that has not begun: iterate over it for the text, then see its `completion`."""
+        """An answer that has not begun: iterate over it for the text, then see its `completion`.
+
+        Example:
+            >>> with Coder() as coder:
+            ...     answer = coder.start_chat("Why is the sky blue?", system="Be brief.", max_tokens=4)
+            ...     for piece in answer:
+            ...         print(piece, end="", flush=True)  # doctest: +SKIP
+        """
         checked = _checked(options)
         self._require_open()
+        tokens = self._conversation(messages, system, checked)
+        return Generation(self._pool.lend, self._tokenizer, self.n_vocab, tokens, checked)
+
+    def choices(
+        self,
+        prompt: str | Sequence[Message],
+        *,
+        n: int = 1,
+        best_of: int | None = None,
+        **options: Unpack[GenerationArguments],
+    ) -> list[Completion]:
+        """Several completions of a prompt, or answers in a conversation, computed at the same time.
+
+        The prompt costs once, and a step for all of them hardly more than for one, as both read the same weights. They
+        share the KV cache; `n_sequences` makes it larger.
+
+        Args:
+            prompt: text as for `complete`, or messages as for `chat`.
+            n: how many; more than one need a temperature.
+            best_of: how many to write, of which the `n` with the highest mean log-probability come back, best first.
+            options: as for `complete`, without on_token. With best_of, the completions have log-probabilities.
+
+        Raises:
+            OptionError: an option out of its range, unknown, or not for several texts.
+            ContextLengthError: the prompt is longer than the context, or the cache has no room for all texts.
+
+        Example:
+            >>> with Coder() as coder:
+            ...     found = coder.choices("def add(a, b):", n=2, best_of=4, temperature=0.8, seed=1, max_tokens=8)
+            >>> len(found), found[0].mean_logprob >= found[1].mean_logprob
+            (2, True)
+        """
+        return self.start_choices(prompt, n=n, best_of=best_of, **options).run()
+
+    def start_choices(
+        self,
+        prompt: str | Sequence[Message],
+        *,
+        n: int = 1,
+        best_of: int | None = None,
+        **options: Unpack[GenerationArguments],
+    ) -> Several:
+        """As `choices`, not begun: iterate over it for pairs (number, piece of text), then see its `completions`.
+
+        Example:
+            >>> with Coder() as coder:
+            ...     both = coder.start_choices("x = ", n=2, temperature=1.0, max_tokens=4)
+            ...     numbers = {number for number, piece in both}
+            >>> numbers <= {0, 1}
+            True
+        """
+        checked = _checked(options)
+        self._require_open()
+        if isinstance(prompt, str):
+            tokens = self._tokenizer.tokenize(prompt)
+        else:
+            tokens = self._conversation(prompt, None, checked)
+        return Several(self._pool.lend, self._tokenizer, self.n_vocab, tokens, checked, n, best_of)
+
+    def _conversation(
+        self, messages: str | Sequence[Message], system: str | None, options: GenerationOptions
+    ) -> list[int]:
+        """Token ids of as much of a conversation as fits, up to where the answer begins."""
         told = [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
         if system is not None:
             told.insert(0, {"role": "system", "content": system})
         if not self.is_instruct:
             log.warning("%s: %s", self.path.name, BASE_NOTE)
         check_messages(told)
-        n_answer = min(checked.max_tokens or self.n_ctx, self.n_ctx // ANSWER_SHARE)
+        n_answer = min(options.max_tokens or self.n_ctx, self.n_ctx // ANSWER_SHARE)
         kept = fit_history(told, self.n_ctx - n_answer, lambda m: len(chat_prompt(self._tokenizer, m)))
-        tokens = chat_prompt(self._tokenizer, kept)
-        return Generation(self._pool.lend, self._tokenizer, self.n_vocab, tokens, checked)
-
-    def tokenize(self, text: str, *, bos: bool | None = None, parse_special: bool = False) -> list[int]:
-        """Token ids of a text.
-
-        Args:
-            bos: whether to start with BOS; None: as the file says.
-            parse_special: whether text that spells a special token becomes that token.
-
-        Example:
-            >>> with Coder() as coder:
-            ...     coder.detokenize(coder.tokenize("x = 1"))
-            'x = 1'
-        """
-        return self._tokenizer.tokenize(text, bos=bos, parse_special=parse_special)
-
-    def detokenize(self, token_ids: Iterable[int], *, special: bool = False) -> str:
-        """The text of token ids. Special tokens add nothing, unless `special` spells them out."""
-        return self._tokenizer.detokenize(token_ids, special=special)
-
-    def logits(self, token_ids: Iterable[int]) -> Float32:
-        """What the model expects after each token: float32 [n_tokens, n_vocab], not normalized.
-
-        Raises:
-            OptionError: no ids, or one outside the vocabulary.
-            ContextLengthError: more ids than the context holds.
-
-        Example:
-            >>> with Coder() as coder:
-            ...     ids = coder.tokenize("def f(x):")
-            ...     coder.logits(ids).shape == (len(ids), coder.n_vocab)
-            True
-        """
-        tokens = [operator.index(i) for i in token_ids]
-        self._require_open()
-        with self._pool.lend(tokens) as session:
-            return session.score(tokens)
-
-    def save_session(self, path: str | os.PathLike[str]) -> None:
-        """Writes what was computed for the last call, so that `load_session` can spare it another process.
-
-        Raises:
-            OptionError: nothing was computed yet.
-            OutputError: the file cannot be written.
-        """
-        self._require_open()
-        session = self._pool.newest()
-        if session is None:
-            raise OptionError("there is no session to save: nothing was computed yet")
-        with self._pool.lend(session.tokens) as lent:
-            save_session(Path(path), self._engine, lent)
-
-    def load_session(self, path: str | os.PathLike[str]) -> None:
-        """Reads what `save_session` wrote; later calls whose prompts begin the same way make use of it.
-
-        Raises:
-            FileError: no saved session, a damaged one, or that of another model.
-            ContextLengthError: it is longer than the context.
-        """
-        self._require_open()
-        with self._pool.new() as session:
-            load_session(Path(path), self._engine, session)
-
-    @property
-    def n_ctx(self) -> int:
-        """Positions of the context."""
-        return self._engine.n_ctx
-
-    @property
-    def n_vocab(self) -> int:
-        """Rows of the model's output; padding rows, which are never sampled, included."""
-        return self._engine.n_vocab
-
-    @property
-    def is_instruct(self) -> bool:
-        """Whether the model was tuned to answer instructions, rather than to complete text."""
-        return self._tokenizer.is_instruct
-
-    @property
-    def engine(self) -> Engine:
-        """The loaded model, for those who work with token ids and logits."""
-        return self._engine
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """The file's tokenizer."""
-        return self._tokenizer
-
-    def close(self) -> None:
-        """Stops the threads and frees the KV cache; everything but `close` is an error afterwards.
-
-        A generation that still runs in another thread ends with that error, too.
-        """
-        self._resources.close()
-        self._closed = True
-
-    def __enter__(self) -> Self:
-        self._require_open()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def _require_open(self) -> None:
-        if self._closed:
-            raise OptionError(f"the Coder of {self.path.name} is closed")
+        return chat_prompt(self._tokenizer, kept)
 
 
 def _checked(options: GenerationArguments) -> GenerationOptions:
@@ -376,15 +294,3 @@ def _checked(options: GenerationArguments) -> GenerationOptions:
     if unknown:
         raise OptionError(f"unknown option {', '.join(sorted(unknown))}; see localcoder.GenerationOptions")
     return GenerationOptions(**options)
-
-
-def embedded_model() -> AbstractContextManager[Path]:
-    """The model inside the package, as a file for the duration of a `with` block.
-
-    Raises:
-        FileError: this installation has none.
-    """
-    resource = importlib.resources.files("localcoder") / "data" / EMBEDDED_MODEL
-    if not resource.is_file():
-        raise FileError(EMBEDDED_MODEL, "this installation has no embedded model; name a GGUF file")
-    return importlib.resources.as_file(resource)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 import logging
 import subprocess
 import sys
@@ -267,11 +266,3 @@ def test_greedy_text_depends_on_neither_backend_nor_threads_nor_chunks(monkeypat
                 assert coder.engine.backend.name == backend
                 texts.add(tuple(coder.complete(prompt, max_tokens=32) for prompt in prompts))
     assert len(texts) == 1
-
-
-def test_the_examples_in_the_documentation():
-    import localcoder.coder
-
-    failed, tried = doctest.testmod(localcoder.coder)
-    assert tried >= 8
-    assert not failed

@@ -20,6 +20,7 @@ ROOMS = {
     "model": 4,
     "session": 5,
     "coder": 6,
+    "async_coder": 7,
     "measure": 7,
     "server": 8,
     "cli": 8,

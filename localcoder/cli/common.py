@@ -62,14 +62,18 @@ _OPTIONS_OF_THEIR_OWN: dict[str, Callable[[Any], Any]] = {  # of fields that are
         help="Guess what repeats itself; the text is the same.  [default: on]",
     ),
 }  # fmt: skip
+_FOR_PYTHON = {"on_token"}
 
 
 def generation_options(command: Decorated) -> Decorated:
-    """One option for every field of GenerationOptions, as a parameter of that name; None: not given."""
+    """One option for every field of GenerationOptions that a terminal can give, as a parameter of that name; None: not
+    given."""
     for spec in reversed(fields(GenerationOptions)):
         name = "--" + spec.name.replace("_", "-")
         if spec.name in _OPTIONS_OF_THEIR_OWN:
             option = _OPTIONS_OF_THEIR_OWN[spec.name]
+        elif spec.name in _FOR_PYTHON:
+            continue
         else:
             range_: Range = spec.metadata["range"]
             kind = int if str(spec.type).startswith("int") else float

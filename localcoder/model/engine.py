@@ -6,19 +6,19 @@ The engine knows token ids and positions; it knows no text and keeps no conversa
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from localcoder.backends.base import Backend
+from localcoder.backends.base import Backend, Executable
 from localcoder.backends.program import KVShape, Step
 from localcoder.errors import ContextLengthError, OptionError
 from localcoder.files.gguf_reader import GGUFFile
 from localcoder.model.hyperparameters import read_hyperparameters
 from localcoder.model.kv_cache import PagedKV, SequencePages
-from localcoder.model.llama import bind_weights, record
+from localcoder.model.llama import bind_weights, record, record_states
 from localcoder.quants import by_name
 from localcoder.quants.spec import Bytes, Float32
 
@@ -77,15 +77,17 @@ class Engine:
         if hp.head_dim % block:
             raise OptionError(f"a KV cache in {kv_type} needs heads of a multiple of {block} values, not {hp.head_dim}")
         self.n_ubatch = min(n_ubatch, self.n_ctx * n_sequences)
-        program = record(hp, bind_weights(file, hp), n_ctx=self.n_ctx, page_size=PAGE_SIZE, kv_type=kv_type)
+        self._weights = bind_weights(file, hp)
+        self._program = record(hp, self._weights, n_ctx=self.n_ctx, page_size=PAGE_SIZE, kv_type=kv_type)
         n_pages = n_sequences * -(-self.n_ctx // PAGE_SIZE)
         try:
-            self._store = backend.new_kv_store(program.kv, n_pages)
+            self._store = backend.new_kv_store(self._program.kv, n_pages)
         except MemoryError:
             raise OptionError(
                 f"no memory for a KV cache of {n_sequences} x {self.n_ctx} positions; choose a smaller n_ctx"
             ) from None
-        self._executable = backend.compile(program, self._store, self.n_ubatch)
+        self._executable = backend.compile(self._program, self._store, self.n_ubatch)
+        self._for_states: tuple[int | None, Executable] | None = None  # compiled when first asked for
         self._lock = threading.Lock()
         self._closed = False
         self._kv = PagedKV(self._store)
@@ -146,6 +148,32 @@ class Engine:
             ContextLengthError: a sequence would outgrow n_ctx, or no page is free. Nothing has been appended then.
             OptionError: a token id outside the vocabulary, or the engine is closed.
         """
+        return self._run(chunks, lambda: self._executable, self.n_vocab)
+
+    def hidden_states(self, sequence: SequencePages, tokens: NDArray[np.int32], n_layer: int | None = None) -> Float32:
+        """Appends tokens to a sequence; returns the states after `n_layer` layers, float32 [n_tokens, n_embd].
+
+        Args:
+            n_layer: 0: the embeddings; None: after all layers and the last norm, from which the logits come.
+
+        Raises:
+            As `evaluate`; OptionError also for a number of layers that the model does not have.
+        """
+        if n_layer is not None and not 0 <= n_layer <= self.hyperparameters.n_layer:
+            raise OptionError(f"n_layer is {n_layer}; expected 0 to {self.hyperparameters.n_layer}, or None")
+        chunks = [Chunk(sequence, tokens, len(tokens))]
+        return self._run(chunks, lambda: self._compiled_for_states(n_layer), self.hyperparameters.n_embd)
+
+    def _compiled_for_states(self, n_layer: int | None) -> Executable:
+        if self._for_states is None or self._for_states[0] != n_layer:
+            if self._for_states is not None:
+                self._for_states[1].close()
+                self._for_states = None
+            program = record_states(self.hyperparameters, self._weights, self._program, n_layer)
+            self._for_states = n_layer, self.backend.compile(program, self._store, self.n_ubatch)
+        return self._for_states[1]
+
+    def _run(self, chunks: Sequence[Chunk], executable: Callable[[], Executable], width: int) -> Float32:
         for chunk in chunks:
             n_total = chunk.sequence.n_past + len(chunk.tokens)
             if n_total > self.n_ctx:
@@ -159,10 +187,10 @@ class Engine:
                 raise OptionError("the model has been closed")
             for chunk in chunks:
                 chunk.sequence.reserve(len(chunk.tokens))
-            pieces = [self._executable.run(step) for step in self._steps(chunks)]
+            pieces = [executable().run(step) for step in self._steps(chunks)]
             for chunk in chunks:
                 chunk.sequence.n_past += len(chunk.tokens)
-        return np.concatenate(pieces) if pieces else np.empty((0, self.n_vocab), np.float32)
+        return np.concatenate(pieces) if pieces else np.empty((0, width), np.float32)
 
     def _steps(self, chunks: Sequence[Chunk]) -> list[Step]:
         def joined(parts: list[NDArray[np.int32]]) -> NDArray[np.int32]:
@@ -194,3 +222,5 @@ class Engine:
         with self._lock:
             self._closed = True
             self._executable.close()
+            if self._for_states is not None:
+                self._for_states[1].close()

@@ -102,16 +102,30 @@ def gated(ops: Recorder, h: Buffer, layer: LayerWeights) -> Buffer:
     return ops.silu_mul(ops.linear(h, layer.ffn_gate), ops.linear(h, layer.ffn_up))
 
 
-def record(hp: Hyperparameters, weights: Weights, *, n_ctx: int, page_size: int, kv_type: str) -> Program:
-    """The forward pass as a program for contexts of `n_ctx` positions."""
-    ops = Recorder()
+def layers(ops: Recorder, hp: Hyperparameters, weights: Weights, n_layer: int) -> Buffer:
+    """Tokens -> the state after the first `n_layer` layers."""
     x = ops.embed(weights.token_embd)
-    for i, layer in enumerate(weights.layers):
+    for i, layer in enumerate(weights.layers[:n_layer]):
         h = ops.rms_norm(x, layer.attn_norm, hp.rms_norm_eps)
         x = ops.add(x, ops.linear(attention(ops, hp, i, h, layer), layer.attn_output))
         h = ops.rms_norm(x, layer.ffn_norm, hp.rms_norm_eps)
         x = ops.add(x, ops.linear(gated(ops, h, layer), layer.ffn_down))
-    x = ops.rms_norm(ops.select_outputs(x), weights.output_norm, hp.rms_norm_eps)
-    logits = ops.linear(x, weights.output)
+    return x
+
+
+def record(hp: Hyperparameters, weights: Weights, *, n_ctx: int, page_size: int, kv_type: str) -> Program:
+    """The forward pass as a program for contexts of `n_ctx` positions."""
+    ops = Recorder()
+    x = ops.select_outputs(layers(ops, hp, weights, hp.n_layer))
+    logits = ops.linear(ops.rms_norm(x, weights.output_norm, hp.rms_norm_eps), weights.output)
     kv = KVShape(hp.n_layer, hp.n_head_kv, hp.head_dim, page_size, kv_type)
     return ops.finish(logits, kv, hp.rope_table(n_ctx))
+
+
+def record_states(hp: Hyperparameters, weights: Weights, whole: Program, n_layer: int | None) -> Program:
+    """The part of `whole` up to the state after `n_layer` layers; None: after all of them and the last norm."""
+    ops = Recorder()
+    x = layers(ops, hp, weights, hp.n_layer if n_layer is None else n_layer)
+    if n_layer is None:
+        x = ops.rms_norm(x, weights.output_norm, hp.rms_norm_eps)
+    return ops.finish(x, whole.kv, whole.rope)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,7 +15,7 @@ from localcoder.session.constraint import Edges
 from localcoder.session.lookup import Lookup
 from localcoder.session.options import GenerationOptions
 from localcoder.session.sampler import Logprob, Sampler, logprobs
-from localcoder.session.session import Session
+from localcoder.session.session import Session, StepCancelled
 from localcoder.tokenizer.tokenizer import StreamDecoder, Tokenizer
 
 _DRY_BREAKERS = b'\n:"*'  # a token with one of these bytes ends what DRY takes for a repetition
@@ -46,7 +47,7 @@ class Completion:
 
     Attributes:
         finish_reason: "stop": the model ended its text, or a stop string came up; "length": max_tokens or the end of
-            the context. None: it was interrupted.
+            the context. None: it was interrupted or cancelled.
         n_prompt_tokens: with BOS.
         n_tokens: generated tokens; a token that only says "end of text" is not counted.
         seed: with it and the same options the text can be made again.
@@ -63,6 +64,11 @@ class Completion:
     logprobs: tuple[Logprob, ...] | None = None
     n_drafted: int = 0
     n_accepted: int = 0
+
+    @property
+    def mean_logprob(self) -> float | None:
+        """The mean of `logprobs`; None without that option, or where there is no token."""
+        return sum(record.logprob for record in self.logprobs) / len(self.logprobs) if self.logprobs else None
 
 
 class StopStrings:
@@ -99,6 +105,79 @@ def _overlap(text: str, stop: str) -> int:
     return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)
 
 
+class Transcript:
+    """One text in the making: tokens become pieces, the end or a stop string ends it, and its course is timed.
+
+    Attributes:
+        decoder: what makes text of the tokens.
+        finish_reason: None until the text has ended.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, options: GenerationOptions, sampler: Sampler) -> None:
+        self.decoder = StreamDecoder(tokenizer)
+        self.finish_reason: FinishReason | None = None
+        self._stop_ids = tokenizer.stop_ids
+        self._stops = StopStrings(options.stop)
+        self._has_logprobs = options.logprobs is not None
+        self._sampler = sampler
+        self._text: list[str] = []
+        self._times: list[float] = []  # the start, then each token
+        self._n_ends = 0
+
+    def start(self) -> None:
+        """Starts the clock."""
+        self._times = [time.perf_counter()]
+
+    def feed(self, token: int) -> str:
+        """The text that is certain with this token; may end it all."""
+        self._times.append(time.perf_counter())
+        if token in self._stop_ids:
+            self._n_ends += 1
+            return self.end("stop")
+        piece = self._stops.feed(self.decoder.feed([token]))
+        if self._stops.found:
+            self.finish_reason = "stop"
+        self._text.append(piece)
+        return piece
+
+    def end(self, reason: FinishReason) -> str:
+        """Ends the text; returns what was held back."""
+        piece = self._stops.feed(self.decoder.flush()) + self._stops.flush()
+        self.finish_reason = "stop" if self._stops.found else reason
+        self._text.append(piece)
+        return piece
+
+    def completion(self, n_prompt_tokens: int, n_prefill: int, lookup: Lookup | None = None) -> Completion:
+        """The result so far."""
+        n_sampled = max(len(self._times) - 1, 0)
+        first = self._times[1] - self._times[0] if n_sampled else 0.0
+        decode = self._times[-1] - self._times[1] if n_sampled > 1 else 0.0
+        return Completion(
+            text="".join(self._text),
+            finish_reason=self.finish_reason,
+            n_prompt_tokens=n_prompt_tokens,
+            n_tokens=n_sampled - self._n_ends,
+            seed=self._sampler.seed,
+            logprobs=tuple(self._sampler.logprobs) if self._has_logprobs else None,
+            n_drafted=lookup.n_drafted if lookup else 0,
+            n_accepted=lookup.n_accepted if lookup else 0,
+            timings=Timings(
+                n_prefill=n_prefill,
+                prefill_tps=n_prefill / first if first else 0.0,
+                decode_tps=(n_sampled - 1) / decode if decode else 0.0,
+                first_token_s=first,
+                total_s=first + decode,
+            ),
+        )
+
+
+def make_sampler(tokenizer: Tokenizer, n_vocab: int, options: GenerationOptions) -> Sampler:
+    """A sampler that never chooses what the vocabulary has no token for."""
+    forbidden = np.flatnonzero(tokenizer.unsampleable(n_vocab)).tolist()
+    breakers = tokenizer.ids_with(_DRY_BREAKERS) if options.dry_multiplier else ()
+    return Sampler(options, forbidden, breakers=breakers, n_logprobs=options.logprobs)
+
+
 class Generation:
     """Iterate over it once for the pieces of text; `completion` then has the rest.
 
@@ -127,41 +206,52 @@ class Generation:
         self._prompt = prompt
         self._options = options
         self._begun, self._after = begun, after
-        forbidden = np.flatnonzero(tokenizer.unsampleable(n_vocab)).tolist()
-        breakers = tokenizer.ids_with(_DRY_BREAKERS) if options.dry_multiplier else ()
-        self._sampler = Sampler(options, forbidden, breakers=breakers, n_logprobs=options.logprobs)
+        self._sampler = make_sampler(tokenizer, n_vocab, options)
+        self._transcript = Transcript(tokenizer, options, self._sampler)
         self._lookup: Lookup | None = None
-        self._finish_reason: FinishReason | None = None
-        self._text: list[str] = []
-        self._times: list[float] = []  # the start, then each token
-        self._n_ends = 0
         self._n_prefill = 0
+        self._cancelled = threading.Event()
+
+    def cancel(self) -> None:
+        """Ends the iteration, whichever thread it is in, before the next step; what there is of the text stays."""
+        self._cancelled.set()
 
     def __iter__(self) -> Generator[str, None, None]:
-        decoder = StreamDecoder(self._tokenizer)
-        stops = StopStrings(self._options.stop)
-        for token in self._timed_tokens(decoder):
-            piece = stops.feed(decoder.feed([token]))
+        try:
+            with closing(self._tokens()) as tokens:
+                for token in tokens:
+                    piece = self._transcript.feed(token)
+                    if self._is_unwanted(token):
+                        self.cancel()
+                    if piece:
+                        yield piece
+                    if self._transcript.finish_reason or self._cancelled.is_set():
+                        return
+            piece = self._transcript.end("length")
             if piece:
-                self._text.append(piece)
                 yield piece
-            if stops.found:
-                break
-        else:
-            self._finish_reason = "stop" if self._n_ends else "length"
-            piece = stops.feed(decoder.flush()) + stops.flush()
-            if piece:
-                self._text.append(piece)
-                yield piece
-        if stops.found:
-            self._finish_reason = "stop"
+        except StepCancelled:
+            pass
 
-    def _timed_tokens(self, decoder: StreamDecoder) -> Iterator[int]:
+    def run(self) -> Completion:
+        """Iterates to the end, and returns the completion."""
+        for _ in self:
+            pass
+        return self.completion
+
+    def _is_unwanted(self, token: int) -> bool:
+        """Tells `on_token`; whether it wants no more."""
+        on_token = self._options.on_token
+        if on_token is None or token in self._tokenizer.stop_ids:
+            return False
+        return on_token(token, self._tokenizer.detokenize([token])) is False
+
+    def _tokens(self) -> Generator[int, None, None]:
         stop_ids = self._tokenizer.stop_ids
-        with self._lend(self._prompt) as session:
+        with self._lend(self._prompt) as session, session.cancelled_by(self._cancelled.is_set):
             n_before = session.n_evaluated
-            self._times = [time.perf_counter()]
-            prompt, longer = self._open(session, decoder)
+            self._transcript.start()
+            prompt, longer = self._open(session)
             edges = Edges(self._tokenizer, longer, self._after, stop_ids) if longer or self._after else None
             self._lookup = Lookup(prompt) if self._options.speculate else None
             for token in session.generate(
@@ -172,15 +262,10 @@ class Generation:
                 constraint=edges,
                 lookup=self._lookup,
             ):
-                self._times.append(time.perf_counter())
-                if len(self._times) == 2:
-                    self._n_prefill = session.n_evaluated - n_before
-                if token in stop_ids:
-                    self._n_ends += 1
-                else:
-                    yield token
+                self._n_prefill = self._n_prefill or session.n_evaluated - n_before
+                yield token
 
-    def _open(self, session: Session, decoder: StreamDecoder) -> tuple[Sequence[int], Sequence[int]]:
+    def _open(self, session: Session) -> tuple[Sequence[int], Sequence[int]]:
         """Decides whether the answer begins with `begun` as it is, or with one token that is longer.
 
         Returns:
@@ -196,29 +281,10 @@ class Generation:
         as_it_is = float(rows[np.arange(len(self._begun)), self._begun].sum())
         if not longer or np.logaddexp.reduce(rows[0, longer]) < as_it_is:
             return [*self._prompt, *self._begun], ()
-        decoder.skip(len(start))
+        self._transcript.decoder.skip(len(start))
         return self._prompt, longer
 
     @property
     def completion(self) -> Completion:
         """The result so far; complete once the iteration has ended."""
-        n_sampled = max(len(self._times) - 1, 0)
-        first = self._times[1] - self._times[0] if n_sampled else 0.0
-        decode = self._times[-1] - self._times[1] if n_sampled > 1 else 0.0
-        return Completion(
-            text="".join(self._text),
-            finish_reason=self._finish_reason,
-            n_prompt_tokens=len(self._prompt),
-            n_tokens=n_sampled - self._n_ends,
-            seed=self._sampler.seed,
-            logprobs=None if self._options.logprobs is None else tuple(self._sampler.logprobs),
-            n_drafted=self._lookup.n_drafted if self._lookup else 0,
-            n_accepted=self._lookup.n_accepted if self._lookup else 0,
-            timings=Timings(
-                n_prefill=self._n_prefill,
-                prefill_tps=self._n_prefill / first if first else 0.0,
-                decode_tps=(n_sampled - 1) / decode if decode else 0.0,
-                first_token_s=first,
-                total_s=first + decode,
-            ),
-        )
+        return self._transcript.completion(len(self._prompt), self._n_prefill, self._lookup)

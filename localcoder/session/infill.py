@@ -77,6 +77,10 @@ class Infill:
         ids, begun, after = self.prompt.ids, self.prompt.begun, self.prompt.after.encode()
         self._generation = Generation(lend, tokenizer, n_vocab, ids, options, begun=begun, after=after)
 
+    def cancel(self) -> None:
+        """Ends `run`, whichever thread it is in, before the next step; what there is of the text is tidied."""
+        self._generation.cancel()
+
     def run(self) -> Completion:
         """The completion, whose text is what belongs into the hole; once only."""
         raw, is_done = "", False

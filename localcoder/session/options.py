@@ -6,7 +6,7 @@ The Python API takes these fields as keyword arguments and the terminal turns ea
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, TypedDict
 
@@ -106,12 +106,15 @@ class GenerationOptions(SamplingOptions):
         logprobs: for each token also its logarithmic probability, and those of so many likeliest; None: not.
         speculate: whether to guess what repeats itself, in prompt and output, and check several tokens at once. The
             tokens are the same with it and without.
+        on_token: called with the id of each token as it comes, and the text that it spells by itself. If it returns
+            False, the text ends there; what it raises ends it, too, and goes on to the caller.
     """
 
     max_tokens: int | None = _number(256, 1, 1 << 31, "Most tokens to generate.")
     stop: Sequence[str] = ()
     logprobs: int | None = _number(None, 0, 100, "Also the probabilities of each token and of so many likeliest.")
     speculate: bool = True
+    on_token: Callable[[int, str], object] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -121,6 +124,8 @@ class GenerationOptions(SamplingOptions):
         object.__setattr__(self, "stop", stop)
         if not isinstance(self.speculate, bool):
             raise OptionError(f"speculate is {self.speculate!r}; expected True or False")
+        if self.on_token is not None and not callable(self.on_token):
+            raise OptionError(f"on_token is {self.on_token!r}; expected a function")
 
 
 class GenerationArguments(TypedDict, total=False):
@@ -147,3 +152,4 @@ class GenerationArguments(TypedDict, total=False):
     stop: str | Sequence[str]
     logprobs: int | None
     speculate: bool
+    on_token: Callable[[int, str], object] | None

@@ -47,6 +47,15 @@ class SessionPool:
         with self._lock:
             self._idle.append(session)
 
+    @contextmanager
+    def passing(self) -> Iterator[Session]:
+        """An empty session for the duration of a `with` block, of which nothing is kept."""
+        session = Session(self._engine, self._make_room)
+        try:
+            yield session
+        finally:
+            session.close()
+
     def _take(self, tokens: Sequence[int]) -> Session:
         with self._lock:
             best = max(self._idle, key=lambda s: s.n_shared(tokens), default=None)

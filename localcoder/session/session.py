@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,6 +22,10 @@ if TYPE_CHECKING:
     from localcoder.session.constraint import Constraint
     from localcoder.session.lookup import Lookup
     from localcoder.session.sampler import Sampler
+
+
+class StepCancelled(Exception):
+    """What `Session.cancelled_by` asks said so before a step."""
 
 
 class Session:
@@ -42,12 +48,22 @@ class Session:
         self.sequence = engine.new_sequence()
         self._tokens: list[int] = []
         self._logits: Float32 | None = None  # after the last token, if that is known
+        self._is_cancelled: Callable[[], bool] = lambda: False
         self.n_evaluated = 0
 
     @property
     def tokens(self) -> list[int]:
         """A copy of the tokens whose keys and values are in the cache."""
         return self._tokens[: self.sequence.n_past]
+
+    @contextmanager
+    def cancelled_by(self, is_cancelled: Callable[[], bool]) -> Iterator[None]:
+        """In the block, every step first asks `is_cancelled`, and raises StepCancelled if so."""
+        self._is_cancelled = is_cancelled
+        try:
+            yield
+        finally:
+            self._is_cancelled = lambda: False
 
     def n_shared(self, tokens: Sequence[int]) -> int:
         """How many leading tokens are in the cache already."""
@@ -126,6 +142,51 @@ class Session:
                     drafted = []
                     rows = self._evaluate([token])
 
+    def generate_together(
+        self,
+        prompt: Sequence[int],
+        samplers: Sequence[Sampler],
+        ended: Collection[int],
+        *,
+        max_tokens: int | None = None,
+        stop_ids: Collection[int] = (),
+    ) -> Iterator[tuple[int, int]]:
+        """As `generate`, one continuation for each sampler; each step computes a token of every one that goes on.
+
+        They share the prompt's pages; afterwards the timeline is the prompt.
+
+        Args:
+            ended: numbers of the continuations that the caller wants no more of; it may add to them at any time.
+
+        Yields:
+            The number of a continuation, and its next token.
+
+        Raises:
+            As `generate`; ContextLengthError also where the cache has no room for all of them.
+        """
+        rows: Sequence[Float32] = [self.sync(prompt)] * len(samplers)
+        branches = [self.sequence.fork() for _ in samplers]
+        histories = [list(prompt) for _ in samplers]
+        running = [number for number in range(len(samplers)) if number not in ended]
+        n_left = self._engine.n_ctx - len(prompt) + 1
+        if max_tokens is not None:
+            n_left = min(n_left, max_tokens)
+        try:
+            while running:
+                for number, row in zip(running, rows):
+                    token = samplers[number].sample(row, histories[number])
+                    histories[number].append(token)
+                    yield number, token
+                n_left -= 1
+                running = [i for i in running if i not in ended and histories[i][-1] not in stop_ids]
+                if not running or n_left <= 0:
+                    return
+                rows = list(self._step([Chunk(branches[i], _ids(histories[i][-1:])) for i in running]))
+                self.n_evaluated += len(running)
+        finally:
+            for branch in branches:
+                branch.close()
+
     def continue_with(self, prompt: Sequence[int], tokens: Sequence[int]) -> Float32:
         """Makes `prompt` and then `tokens` (at least one each) the timeline.
 
@@ -139,21 +200,38 @@ class Session:
         after_prompt = self.sync(prompt)
         return np.concatenate([after_prompt[None], self._evaluate(tokens, len(tokens))])
 
-    def score(self, tokens: Sequence[int]) -> Float32:
-        """Computes `tokens` afresh; returns the logits after each of them, float32 [n_tokens, n_vocab].
+    def score(self, tokens: Sequence[int]) -> Iterator[Float32]:
+        """Computes `tokens` afresh; yields the logits after each of them, float32 [some, n_vocab] at a time.
 
         Raises:
             As `sync`.
         """
         self._check(tokens)
         self._trim(0)
-        step = self._engine.n_ubatch
-        logits = np.empty((len(tokens), self._engine.n_vocab), np.float32)
-        for at in range(0, len(tokens), step):
-            piece = tokens[at : at + step]
+        for piece in self._pieces(tokens):
             self._tokens += piece
-            logits[at : at + step] = self._step(Chunk(self.sequence, _ids(piece), len(piece)))
-        return logits
+            yield self._step([Chunk(self.sequence, _ids(piece), len(piece))])
+
+    def hidden_states(self, tokens: Sequence[int], n_layer: int | None = None) -> Iterator[Float32]:
+        """Computes `tokens` afresh; yields what `Engine.hidden_states` has for them, float32 [some, n_embd] at a time.
+
+        Nothing of it stays in the cache: the layers above would be missing.
+
+        Raises:
+            As `sync`.
+        """
+        self._check(tokens)
+        self._trim(0)
+        try:
+            for piece in self._pieces(tokens):
+                yield self._with_room(partial(self._engine.hidden_states, self.sequence, _ids(piece), n_layer))
+        finally:
+            self._trim(0)
+
+    def _pieces(self, tokens: Sequence[int]) -> Iterator[Sequence[int]]:
+        """The tokens, as many at a time as one step takes."""
+        step = self._engine.n_ubatch
+        return (tokens[at : at + step] for at in range(0, len(tokens), step))
 
     def restore(self, tokens: list[int], pages: Sequence[Bytes]) -> None:
         """Makes `tokens` the timeline, with pages that `Engine.read_pages` gave for them.
@@ -202,16 +280,22 @@ class Session:
             del self._tokens[self.sequence.n_past :]
             self._tokens += piece  # first: if the step is interrupted, n_past says that they do not count
             wanted = min(max(at + len(piece) - (len(tokens) - n_logits), 0), len(piece))
-            pieces.append(self._step(Chunk(self.sequence, _ids(piece), wanted)))
+            pieces.append(self._step([Chunk(self.sequence, _ids(piece), wanted)]))
             self.n_evaluated += len(piece)
         logits = np.concatenate(pieces) if len(pieces) > 1 else pieces[0]
         self._logits = logits[-1]
         return logits
 
-    def _step(self, chunk: Chunk) -> Float32:
+    def _step(self, chunks: Sequence[Chunk]) -> Float32:
+        return self._with_room(partial(self._engine.evaluate, chunks))
+
+    def _with_room(self, compute: Callable[[], Float32]) -> Float32:
+        """The result of a step, for which others give up their pages if it needs them."""
         while True:
+            if self._is_cancelled():
+                raise StepCancelled
             try:
-                return self._engine.evaluate([chunk])
+                return compute()
             except ContextLengthError:
                 if not self._make_room():
                     raise

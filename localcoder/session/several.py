@@ -1,0 +1,122 @@
+"""Several texts that continue one prompt, written at the same time."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractContextManager, closing
+from dataclasses import replace
+
+from localcoder.errors import OptionError
+from localcoder.session.generation import Completion, Transcript, make_sampler
+from localcoder.session.options import GenerationOptions
+from localcoder.session.session import Session, StepCancelled
+from localcoder.tokenizer.tokenizer import Tokenizer
+
+_N_SEEDS = 1 << 64
+
+
+class Several:
+    """Iterate over it once for pairs (number of the text, its next piece); `completions` then has the rest.
+
+    The prompt is computed once; then each step computes a token of every text that has not ended. The seed of each text
+    is one more than that of the one before: alone, each would come out the same.
+
+    Args:
+        lend: gives a session for a `with` block, which lasts as long as the iteration.
+        n_vocab: rows of the model's output.
+        prompt: token ids, BOS included where the model wants it.
+        n: how many completions are wanted.
+        best_of: how many texts to write, of which the `n` with the highest mean log-probability of their tokens are the
+            completions, best first; None: `n`, in the order of their seeds.
+
+    Raises:
+        OptionError: `n` or `best_of` is no number from 1 or `n` on, or there is no randomness that would make the texts
+            differ.
+    """
+
+    def __init__(
+        self,
+        lend: Callable[[Sequence[int]], AbstractContextManager[Session]],
+        tokenizer: Tokenizer,
+        n_vocab: int,
+        prompt: Sequence[int],
+        options: GenerationOptions,
+        n: int,
+        best_of: int | None = None,
+    ) -> None:
+        n_texts = n if best_of is None else best_of
+        for name, value, least in (("n", n, 1), ("best_of", n_texts, n)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise OptionError(f"{name} is {value!r}; expected a whole number from {least} on")
+        if n_texts > 1 and options.temperature == 0:
+            raise OptionError(f"{n_texts} texts at temperature 0 would all be the same; give a temperature")
+        if options.on_token is not None:
+            raise OptionError("on_token is for one text at a time")
+        if best_of is not None:
+            options = replace(options, logprobs=options.logprobs or 0)
+        self._n = n
+        self._is_ranked = best_of is not None
+        self._lend = lend
+        self._stop_ids = tokenizer.stop_ids
+        self._prompt = prompt
+        self._options = options
+        first = make_sampler(tokenizer, n_vocab, options)
+        seeds = ((first.seed + i) % _N_SEEDS for i in range(1, n_texts))
+        others = (make_sampler(tokenizer, n_vocab, replace(options, seed=seed)) for seed in seeds)
+        self._samplers = [first, *others]
+        self._transcripts = [Transcript(tokenizer, options, sampler) for sampler in self._samplers]
+        self._n_prefill = 0
+        self._cancelled = threading.Event()
+
+    def cancel(self) -> None:
+        """Ends the iteration, whichever thread it is in, before the next step; what there is of the texts stays."""
+        self._cancelled.set()
+
+    def __iter__(self) -> Generator[tuple[int, str], None, None]:
+        try:
+            with closing(self._tokens()) as tokens:
+                for number, token in tokens:
+                    piece = self._transcripts[number].feed(token)
+                    if piece:
+                        yield number, piece
+                    if self._cancelled.is_set():
+                        return
+            for number, transcript in enumerate(self._transcripts):
+                piece = transcript.end("length") if transcript.finish_reason is None else ""
+                if piece:
+                    yield number, piece
+        except StepCancelled:
+            pass
+
+    def _tokens(self) -> Generator[tuple[int, int], None, None]:
+        ended: set[int] = set()
+        with self._lend(self._prompt) as session, session.cancelled_by(self._cancelled.is_set):
+            n_before = session.n_evaluated
+            for transcript in self._transcripts:
+                transcript.start()
+            for number, token in session.generate_together(
+                self._prompt,
+                self._samplers,
+                ended,
+                max_tokens=self._options.max_tokens,
+                stop_ids=self._stop_ids,
+            ):
+                self._n_prefill = self._n_prefill or session.n_evaluated - n_before
+                yield number, token
+                if self._transcripts[number].finish_reason:
+                    ended.add(number)
+
+    @property
+    def completions(self) -> list[Completion]:
+        """The results so far; complete once the iteration has ended."""
+        found = [transcript.completion(len(self._prompt), self._n_prefill) for transcript in self._transcripts]
+        if self._is_ranked:
+            found.sort(key=lambda done: done.mean_logprob or 0.0, reverse=True)
+        return found[: self._n]
+
+    def run(self) -> list[Completion]:
+        """Iterates to the end, and returns the completions."""
+        for _ in self:
+            pass
+        return self.completions
