@@ -9,6 +9,7 @@ LocalcoderError
 ├── ContextLengthError        more tokens than the context holds
 ├── OptionError               an argument out of its range or a name that does not exist
 ├── BackendError              a backend, device or instruction set that was asked for and is not here
+├── HubError              a model that cannot be fetched
 ├── SandboxError              strangers' programs cannot be run safely here
 ├── NumericsError             a computation whose result is not finite
 └── OutputError               the result cannot be written (disk full, read-only, same file as the input)
@@ -70,6 +71,13 @@ class OptionError(LocalcoderError, ValueError):
 
 class BackendError(LocalcoderError):
     """A backend, device or instruction set that was asked for and is not available here."""
+
+
+class HubError(LocalcoderError):
+    """A model that cannot be fetched: no network, no such repository, or other bytes than announced."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(printable(problem))
 
 
 class SandboxError(LocalcoderError):

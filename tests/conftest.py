@@ -29,6 +29,14 @@ def _nowhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _home_of_nobody(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Neither the models nor the configuration of whoever runs the tests are seen."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LOCALCODER_HOME", str(tmp_path_factory.mktemp("home")))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _surroundings_of_a_user() -> Iterator[None]:
     """Processes that tests start find what a user's terminal gives them, whatever runs the tests.
 

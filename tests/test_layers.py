@@ -19,6 +19,7 @@ ROOMS = {
     "convert": 4,
     "model": 4,
     "session": 5,
+    "store": 5,
     "coder": 6,
     "async_coder": 7,
     "measure": 7,

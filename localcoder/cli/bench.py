@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from localcoder.cli.common import (
+    MODEL_FILE,
     device_option,
     echo_json,
     json_option,
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("model", metavar="[FILE]", required=False, type=click.Path(path_type=Path))
+@click.argument("model", metavar="[FILE]", required=False, type=MODEL_FILE)
 @click.option(
     "-p", "prefills", type=int, multiple=True, default=(512,), show_default=True,
     help="Tokens of a prefill test; may be repeated; 0: leave it out.",

@@ -20,9 +20,28 @@ if TYPE_CHECKING:
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
+if TYPE_CHECKING:
+    _PathType = click.ParamType[Path]
+else:
+    _PathType = click.ParamType
+
+
+class ModelFile(_PathType):
+    """A GGUF file, by its path or by the name of a model on this machine."""
+
+    name = "model"
+
+    def convert(self, value: str | Path, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        from localcoder.store.folder import find_model
+
+        return value if isinstance(value, Path) else find_model(value)
+
+
+MODEL_FILE = ModelFile()
 model_option = click.option(
-    "-m", "--model", type=click.Path(path_type=Path), envvar="LOCALCODER_MODEL", metavar="FILE",
-    help="A GGUF file; also read from LOCALCODER_MODEL.  [default: the embedded demonstration model]",
+    "-m", "--model", type=MODEL_FILE, envvar="LOCALCODER_MODEL", metavar="FILE",
+    help="A GGUF file, or a model's name; also read from LOCALCODER_MODEL.  "
+    "[default: the embedded demonstration model]",
 )  # fmt: skip
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 threads_option = click.option("--threads", type=int, help="Threads to compute with.  [default: the cores at hand]")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from localcoder.cli.common import echo_json, json_option, step_progress
+from localcoder.cli.common import MODEL_FILE, echo_json, json_option, step_progress
 from localcoder.errors import printable
 
 if TYPE_CHECKING:
@@ -20,8 +20,8 @@ N_NAMES = 8  # shown of a list of missing tensors
 
 
 @click.command()
-@click.argument("a", metavar="A.gguf", type=click.Path(path_type=Path))
-@click.argument("b", metavar="B.gguf", type=click.Path(path_type=Path))
+@click.argument("a", metavar="A.gguf", type=MODEL_FILE)
+@click.argument("b", metavar="B.gguf", type=MODEL_FILE)
 @json_option
 def compare(a: Path, b: Path, as_json: bool) -> None:
     """Compare the weights of two GGUF files, tensor by tensor.

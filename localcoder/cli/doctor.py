@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import numpy as np
 
-from localcoder.cli.common import echo_json, json_option, step_progress
+from localcoder.cli.common import MODEL_FILE, echo_json, json_option, step_progress
 from localcoder.errors import printable
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ _MAX_SHOWN = 60  # characters of a new value
 
 
 @click.command()
-@click.argument("file", metavar="FILE.gguf", type=click.Path(path_type=Path))
+@click.argument("file", metavar="FILE.gguf", type=MODEL_FILE)
 @click.option(
     "--repair", type=click.Path(path_type=Path), metavar="OUT.gguf",
     help="Write a copy in which every finding that can be is set right. No weight changes.",

@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from localcoder.cli.common import device_option, echo_json, json_option, open_coder, step_progress, threads_option
+from localcoder.cli.common import (
+    MODEL_FILE,
+    device_option,
+    echo_json,
+    json_option,
+    open_coder,
+    step_progress,
+    threads_option,
+)
 from localcoder.errors import OptionError, printable
 
 if TYPE_CHECKING:
@@ -37,7 +45,7 @@ _N_HOLES = 100  # of a kind
     "--language", help="HumanEval's: python, cpp, java, js, ts, php, cs or sh.  [default: the file's, or python]"
 )
 @click.option(
-    "-m", "--model", "models", multiple=True, type=click.Path(path_type=Path), metavar="FILE",
+    "-m", "--model", "models", multiple=True, type=MODEL_FILE, metavar="FILE",
     envvar="LOCALCODER_MODEL",
     help="A GGUF file; may be repeated.  [default: the embedded demonstration model]",
 )  # fmt: skip

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from localcoder.cli.common import (
+    MODEL_FILE,
     device_option,
     read_text,
     step_progress,
@@ -17,7 +18,7 @@ from localcoder.errors import OptionError
 
 
 @click.command()
-@click.argument("model", metavar="MODEL", type=click.Path(path_type=Path))
+@click.argument("model", metavar="MODEL", type=MODEL_FILE)
 @click.option("--file", "text_file", type=click.Path(path_type=Path), help="The text, UTF-8.  [default: ours, of code]")
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The importance matrix to write.")
 @click.option("--n-ctx", default=512, show_default=True, type=click.IntRange(8), help="Tokens in a chunk.")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from localcoder.cli.common import json_option
+from localcoder.cli.common import MODEL_FILE, json_option
 from localcoder.errors import printable
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ N_SHOWN_CHARACTERS = 100  # of a longer string, in text
 
 
 @click.command()
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=MODEL_FILE)
 @json_option
 def inspect(file: Path, as_json: bool) -> None:
     """Show what is in a GGUF file.

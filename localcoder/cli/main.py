@@ -10,6 +10,7 @@ import contextlib
 import errno
 import importlib
 import io
+import itertools
 import logging
 import os
 import signal
@@ -26,6 +27,10 @@ from localcoder.errors import LocalcoderError
 COMMANDS = {
     "run": "Complete a prompt.",
     "complete": "Complete the code at a place in a file.",
+    "pull": "Fetch a model.",
+    "list": "List the models on this machine.",
+    "rm": "Delete models from this machine.",
+    "config": "Show the defaults of options that are set, and what can be set.",
     "convert": "Convert a Hugging Face checkpoint into a GGUF file.",
     "quantize": "Quantize a GGUF file.",
     "doctor": "Find and repair what makes a model file talk nonsense.",
@@ -39,6 +44,7 @@ COMMANDS = {
     "bench": "Measure speed: prefill and decode.",
     "devices": "Show what this machine can compute with, and what is used.",
 }
+HELP_OPTIONS = {"-h", "--help"}
 EXIT_BROKEN_PIPE = 1
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 128 + 2
@@ -55,6 +61,18 @@ class CommandLine(click.Group):
             return None
         command: click.Command = getattr(importlib.import_module(f"localcoder.cli.{cmd_name}"), cmd_name)
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The subcommand; unless only its help is asked for, the user's configuration gives its defaults."""
+        name, command, rest = super().resolve_command(ctx, args)
+        options = itertools.takewhile(lambda word: word != "--", rest)
+        if name is not None and command is not None and not HELP_OPTIONS.intersection(options):
+            from localcoder.cli.settings import Defaults
+
+            ctx.default_map = {name: Defaults(command)}
+        return name, command, rest
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
@@ -89,7 +107,7 @@ def _show_version(ctx: click.Context, option: click.Parameter, value: bool) -> N
         ctx.exit()
 
 
-@click.group(cls=CommandLine, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=CommandLine, context_settings={"help_option_names": sorted(HELP_OPTIONS)})
 @click.option(
     "--version", is_flag=True, expose_value=False, is_eager=True, callback=_show_version, help="Show the version."
 )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from localcoder.cli.common import (
+    MODEL_FILE,
     device_option,
     echo_json,
     json_option,
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("models", metavar="FILE...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("models", metavar="FILE...", nargs=-1, required=True, type=MODEL_FILE)
 @click.option("--file", "text_file", required=True, type=click.Path(path_type=Path), help="The text, UTF-8.")
 @click.option("--n-ctx", default=512, show_default=True, help="Tokens in a chunk.")
 @click.option(

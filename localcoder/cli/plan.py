@@ -27,6 +27,7 @@ from localcoder.measure.plan import (
     parse_size,
     shown,
 )
+from localcoder.store.folder import find_stored
 
 DEFAULT_CTX = 4096
 
@@ -56,8 +57,8 @@ def plan(
 ) -> None:
     """Forecast the memory that a model takes when it runs.
 
-    MODEL is a GGUF file, the folder of a checkpoint, or a member of the family: 1.3b, 5.7b-mqa, 6.7b, 33b, 7b-v1.5. The
-    forecast is the peak of the resident memory with a full context.
+    MODEL is a GGUF file or a model's name, the folder of a checkpoint, or a member of the family: 1.3b, 5.7b-mqa, 6.7b,
+    33b, 7b-v1.5. The forecast is the peak of the resident memory with a full context.
     """
     budgets = {"ram": parse_size(ram) if ram else None, "vram": parse_size(vram) if vram else None}
     models, config = _models(model, type_name)
@@ -93,15 +94,15 @@ def _fits(budgets: dict[str, int | None]) -> Callable[[Forecast], bool]:
 def _models(name: str, type_name: str | None) -> tuple[list[tuple[str, PlannedModel]], ModelConfig]:
     """What to forecast: (type, model) each."""
     config = model_config(name)
-    if not type_name and _is_gguf(Path(name)):
-        return [("as it is", model_of_file(Path(name)))], config
+    if not type_name and _is_gguf(_path_of(name)):
+        return [("as it is", model_of_file(_path_of(name)))], config
     recipes = [recipe_by_name(type_name)] if type_name else list(ALL)
     return [(recipe.name, model_of_recipe(name, config, recipe)) for recipe in recipes], config
 
 
 def model_config(name: str) -> ModelConfig:
     """Of a GGUF file, of a checkpoint's folder, or of a member of the family."""
-    path = Path(name)
+    path = _path_of(name)
     if _is_gguf(path):
         model = model_of_file(path)
         return config_of(model.dimensions, tied="output.weight" not in model.tensors)
@@ -111,6 +112,12 @@ def model_config(name: str) -> ModelConfig:
     if short not in FAMILY:
         raise OptionError(f"{name}: no such file or folder, and none of the family: {', '.join(FAMILY)}")
     return FAMILY[short]
+
+
+def _path_of(name: str) -> Path:
+    """A model of the model folder, or the path that `name` is."""
+    stored = None if Path(name).exists() else find_stored(name)
+    return stored.path if stored else Path(name)
 
 
 def _is_gguf(path: Path) -> bool:

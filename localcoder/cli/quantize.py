@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from localcoder.cli.common import byte_progress, read_text, step_progress, threads_option
+from localcoder.cli.common import MODEL_FILE, byte_progress, read_text, step_progress, threads_option
 from localcoder.cli.quantizing import TYPES_NOTE, Wanted, make_choice, quantizing_options, show_plan
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ OURS = "ours"
 
 
 @click.command(epilog=TYPES_NOTE)
-@click.argument("source", metavar="IN", type=click.Path(path_type=Path))
+@click.argument("source", metavar="IN", type=MODEL_FILE)
 @click.argument("out", type=click.Path(path_type=Path))
 @click.argument("type_name", metavar="[TYPE]", required=False)
 @quantizing_options

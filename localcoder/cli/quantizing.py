@@ -73,6 +73,11 @@ def quantizing_options(command: Decorated) -> Decorated:
     return cast(Decorated, decorated)
 
 
+def nothing_wanted() -> Wanted:
+    """What those options say where none of them is given."""
+    return Wanted(None, (), False, None, None, None, None, False)
+
+
 def make_choice(type_name: str | None, wanted: Wanted, source: Path, default: str | None = None) -> Choice:
     """Reads the options.
 

@@ -27,6 +27,8 @@ from localcoder.cli.common import (
 from localcoder.cli.messages import show_error, show_note
 from localcoder.cli.source import visible
 from localcoder.errors import LocalcoderError, OptionError
+from localcoder.store.folder import find_model, find_stored
+from localcoder.store.names import SHORT_NAMES, parse_name
 
 if TYPE_CHECKING:
     from localcoder.coder import Coder
@@ -65,8 +67,8 @@ def run(
     """Complete a prompt.
 
     An instruct model answers the prompt instead, and in a prompt loop it remembers the conversation. A first argument
-    that ends in .gguf is the model. Without PROMPT, or with `-`, the prompt is read from a pipe on stdin (one line
-    break at its end is dropped); on a terminal, a prompt loop opens.
+    that ends in .gguf, or is the name of a model here, is the model. Without PROMPT, or with `-`, the prompt is read
+    from a pipe on stdin (one line break at its end is dropped); on a terminal, a prompt loop opens.
     """
     model, prompt = _model_and_prompt(words, model)
     interactive = prompt is None and sys.stdin.isatty()
@@ -89,11 +91,19 @@ def run(
 def _model_and_prompt(words: tuple[str, ...], model: Path | None) -> tuple[Path | None, str | None]:
     left = list(words)
     source = click.get_current_context().get_parameter_source("model")
-    if left and left[0].lower().endswith(".gguf") and source is not click.core.ParameterSource.COMMANDLINE:
-        model = Path(left.pop(0))
+    if left and source is not click.core.ParameterSource.COMMANDLINE and _names_a_model(left[0]):
+        model = find_model(left.pop(0))
     if len(left) > 1:
         raise click.UsageError(f"one prompt expected, {len(left)} given; put quotes around it")
     return model, left[0] if left else None
+
+
+def _names_a_model(word: str) -> bool:
+    """Whether a first argument is the model rather than the prompt: by its ending, or as a name that is known."""
+    if word.lower().endswith(".gguf"):
+        return True
+    name = parse_name(word)
+    return name is not None and (name.repo in SHORT_NAMES.values() or find_stored(word) is not None)
 
 
 def _prompt_text(prompt: str | None) -> str:

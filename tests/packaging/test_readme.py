@@ -51,7 +51,7 @@ def test_commands_and_options_exist(line: str) -> None:
 
 
 def test_json_where_the_readme_says_so() -> None:
-    (sentence,) = re.findall(r"All but (.*), which write files, print JSON with `--json`", README)
+    (sentence,) = re.findall(r"All but (.*), which write or delete files, print JSON with `--json`", README)
     without = {name for name in COMMANDS if not any("--json" in parameter.opts for parameter in command(name).params)}
     assert without == set(re.findall(r"`(\w+)`", sentence))
 
