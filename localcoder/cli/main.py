@@ -27,6 +27,10 @@ from localcoder.errors import LocalcoderError
 COMMANDS = {
     "run": "Complete a prompt.",
     "complete": "Complete the code at a place in a file.",
+    "edit": "Change a file, or lines of it, as WHAT says.",
+    "explain": "Explain a file, or lines of it.",
+    "test": "Write tests for a file, or for lines of it.",
+    "review": "Review a change, a diff on stdin.",
     "pull": "Fetch a model.",
     "list": "List the models on this machine.",
     "rm": "Delete models from this machine.",
@@ -82,6 +86,8 @@ class CommandLine(click.Group):
         """Runs a command line and exits the process; see the top of this file for the exit codes."""
         _prepare_streams()
         options |= {"standalone_mode": False, "prog_name": "localcoder"}
+        if os.environ.get("NO_COLOR"):
+            options["color"] = False
         with _notes_on_stderr(), _signals_unwind():
             try:
                 code = super().main(*args, **options)

@@ -5,16 +5,15 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from localcoder.cli.asking import show_answer
 from localcoder.cli.common import (
     decode_utf8,
     device_option,
-    echo_json,
     generation_options,
     given,
     json_option,
@@ -24,8 +23,7 @@ from localcoder.cli.common import (
     open_coder,
     threads_option,
 )
-from localcoder.cli.messages import show_error, show_note
-from localcoder.cli.source import visible
+from localcoder.cli.messages import show_error
 from localcoder.errors import LocalcoderError, OptionError
 from localcoder.store.folder import find_model, find_stored
 from localcoder.store.names import SHORT_NAMES, parse_name
@@ -83,7 +81,7 @@ def run(
         if prompt is None:
             _prompt_loop(coder, ask, as_json, given(options))
         else:
-            _complete(coder, ask(prompt, **given(options)), as_json)
+            show_answer(coder, ask(prompt, **given(options)), as_json)
         if session is not None:
             coder.save_session(session)
 
@@ -134,23 +132,6 @@ class _Conversation:
         return self._last
 
 
-def _complete(coder: Coder, generation: Generation, as_json: bool) -> None:
-    """Writes one completion; after Ctrl-C what there is of it, and the interrupt goes on."""
-    on_terminal = sys.stdout.isatty()
-    try:
-        for piece in generation:
-            if not as_json:
-                click.echo(visible(piece) if on_terminal else piece, nl=False)
-    finally:
-        if as_json:
-            echo_json({"model": str(coder.path), **asdict(generation.completion)})
-        elif on_terminal and not generation.completion.text.endswith("\n"):
-            click.echo()
-    done = generation.completion
-    if done.finish_reason == "length" and done.n_prompt_tokens + done.n_tokens >= coder.n_ctx:
-        show_note(f"the text ends because the context of {coder.n_ctx} positions is full")
-
-
 def _prompt_loop(coder: Coder, ask: Callable[..., Generation], as_json: bool, options: dict[str, Any]) -> None:
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  (gives `input` line editing and history, where it exists)
@@ -160,7 +141,7 @@ def _prompt_loop(coder: Coder, ask: Callable[..., Generation], as_json: bool, op
             prompt = _next_prompt()
             if not prompt:
                 return
-            _complete(coder, ask(prompt, **options), as_json)
+            show_answer(coder, ask(prompt, **options), as_json)
         except KeyboardInterrupt:
             click.echo(err=True)
         except LocalcoderError as error:

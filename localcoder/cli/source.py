@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -111,14 +112,18 @@ def offset_of(source: Source, line: int, column: int | None) -> int:
     return sum(len(text) + 1 for text in lines[: line - 1]) + column - 1
 
 
-def echo_diff(source: Source, text: str) -> None:
-    """Prints what changes from the file to `text` as a unified diff, in colour on a terminal."""
+def unified_diff(source: Source, text: str) -> Iterator[str]:
+    """What changes from the file to `text`, line by line; a last line without an end is said to have none."""
     before, after = split_lines(source.text), split_lines(text)
     for line in difflib.unified_diff(before, after, source.name, source.name):
+        yield line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n"
+
+
+def echo_diff(source: Source, text: str) -> None:
+    """Prints what changes from the file to `text` as a unified diff, in colour on a terminal."""
+    for line in unified_diff(source, text):
         colour = {"+": "green", "-": "red", "@": "cyan"}.get(line[0])
-        click.echo(click.style(visible(line.rstrip("\n")), fg=colour))
-        if not line.endswith("\n"):
-            click.echo("\\ No newline at end of file")
+        click.echo(click.style(visible(line.removesuffix("\n")), fg=colour))
 
 
 def visible(text: str) -> str:
