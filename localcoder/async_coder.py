@@ -61,7 +61,7 @@ class AsyncCoder:
         self.coder = coder
         self._threads = ThreadPoolExecutor(N_THREADS, thread_name_prefix="localcoder")
 
-    async def complete(self, prompt: str, **options: Unpack[GenerationArguments]) -> str:
+    async def complete(self, prompt: str | Sequence[int], **options: Unpack[GenerationArguments]) -> str:
         """As `Coder.complete`.
 
         Example:
@@ -73,7 +73,7 @@ class AsyncCoder:
         """
         return (await self.generate(prompt, **options)).text
 
-    async def generate(self, prompt: str, **options: Unpack[GenerationArguments]) -> Completion:
+    async def generate(self, prompt: str | Sequence[int], **options: Unpack[GenerationArguments]) -> Completion:
         """As `Coder.generate`.
 
         Example:
@@ -85,7 +85,9 @@ class AsyncCoder:
         """
         return await self._until_done(await self._call(self.coder.start, prompt, **options))
 
-    async def stream(self, prompt: str, **options: Unpack[GenerationArguments]) -> AsyncGenerator[str, None]:
+    async def stream(
+        self, prompt: str | Sequence[int], **options: Unpack[GenerationArguments]
+    ) -> AsyncGenerator[str, None]:
         """As `Coder.stream`; a wrong argument raises at the first piece.
 
         Example:

@@ -60,11 +60,12 @@ class Coder(Readings):
         True
     """
 
-    def complete(self, prompt: str, **options: Unpack[GenerationArguments]) -> str:
+    def complete(self, prompt: str | Sequence[int], **options: Unpack[GenerationArguments]) -> str:
         """The text that the model writes after `prompt` (which is not repeated).
 
         Args:
-            prompt: text; BOS is put before it as the file says. What spells a special token stays text.
+            prompt: text; BOS is put before it as the file says. What spells a special token stays text. Or token ids,
+                taken as they are.
             options: max_tokens=256, temperature=0.0, top_k=40, top_p=0.95, min_p=0.0, repeat_penalty=1.0,
                 repeat_last_n=64, seed=None, stop=(), on_token=None and others; `GenerationOptions` says what each does
                 and may be.
@@ -81,7 +82,7 @@ class Coder(Readings):
         """
         return self.generate(prompt, **options).text
 
-    def stream(self, prompt: str, **options: Unpack[GenerationArguments]) -> Iterator[str]:
+    def stream(self, prompt: str | Sequence[int], **options: Unpack[GenerationArguments]) -> Iterator[str]:
         """As `complete`, but yields the text piece by piece as it is written.
 
         Leaving the loop early ends the generation. A wrong argument raises here, not at the first piece.
@@ -93,7 +94,7 @@ class Coder(Readings):
         """
         return iter(self.start(prompt, **options))
 
-    def generate(self, prompt: str, **options: Unpack[GenerationArguments]) -> Completion:
+    def generate(self, prompt: str | Sequence[int], **options: Unpack[GenerationArguments]) -> Completion:
         """As `complete`, with the finish reason, token counts and timings.
 
         Example:
@@ -103,7 +104,7 @@ class Coder(Readings):
         """
         return self.start(prompt, **options).run()
 
-    def start(self, prompt: str, **options: Unpack[GenerationArguments]) -> Generation:
+    def start(self, prompt: str | Sequence[int], **options: Unpack[GenerationArguments]) -> Generation:
         """A generation that has not begun: iterate over it for the text, then see its `completion`.
 
         Its `cancel` ends it from any thread.
@@ -118,7 +119,7 @@ class Coder(Readings):
         """
         checked = _checked(options)
         self._require_open()
-        tokens = self._tokenizer.tokenize(prompt)
+        tokens = self._tokenizer.tokenize(prompt) if isinstance(prompt, str) else self._ids(prompt)
         return Generation(self._pool.lend, self._tokenizer, self.n_vocab, tokens, checked)
 
     def infill(

@@ -25,6 +25,7 @@ ROOMS = {
     "measure": 7,
     "server": 8,
     "cli": 8,
+    "compat": 8,
     "__init__": 9,
     "__main__": 9,
 }

@@ -81,7 +81,7 @@ _OPTIONS_OF_THEIR_OWN: dict[str, Callable[[Any], Any]] = {  # of fields that are
         help="Guess what repeats itself; the text is the same.  [default: on]",
     ),
 }  # fmt: skip
-_FOR_PYTHON = {"on_token"}
+_FOR_PYTHON = {"on_token", "penalize_prompt"}
 
 
 def generation_options(command: Decorated) -> Decorated:

@@ -156,6 +156,11 @@ class OpenedModel:
         return self._engine
 
     @property
+    def sessions(self) -> SessionPool:
+        """Timelines over the loaded model, for the same people."""
+        return self._pool
+
+    @property
     def tokenizer(self) -> Tokenizer:
         """The file's tokenizer."""
         return self._tokenizer

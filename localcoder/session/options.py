@@ -40,6 +40,7 @@ class SamplingOptions:
 
     Attributes:
         logit_bias: what is added to the logits of token ids.
+        penalize_prompt: whether repeat, frequency and presence penalties also look at the prompt.
         samplers: the filters and the temperature, each at most once, in the order in which they work; what is left out
             does not.
 
@@ -63,11 +64,13 @@ class SamplingOptions:
     mirostat_eta: float = _number(0.1, 0, 1, "How fast mirostat learns.")
     seed: int | None = _number(None, 0, (1 << 64) - 1, "Makes the draws repeatable; default: a new seed each time.")
 
+    penalize_prompt: bool = True
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     samplers: Sequence[str] = SAMPLERS
 
     def __post_init__(self) -> None:
         _check_bias(self.logit_bias)
+        _check_switch("penalize_prompt", self.penalize_prompt)
         samplers = tuple(self.samplers)
         if len(set(samplers)) != len(samplers) or not set(samplers) <= set(SAMPLERS):
             raise OptionError(f"samplers is {list(samplers)!r}; expected some of {', '.join(SAMPLERS)}, each once")
@@ -82,6 +85,11 @@ def _check_bias(bias: Mapping[int, float]) -> None:
         number = isinstance(value, (int, float)) and not isinstance(value, bool) and not math.isnan(value)
         if not hasattr(token, "__index__") or isinstance(token, bool) or token < 0 or not number or value == math.inf:
             raise OptionError(f"logit_bias has {token!r}: {value!r}; expected token ids and numbers")
+
+
+def _check_switch(name: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise OptionError(f"{name} is {value!r}; expected True or False")
 
 
 def _check_number(name: str, value: Any, type_: str, range_: Range) -> None:
@@ -122,8 +130,7 @@ class GenerationOptions(SamplingOptions):
         if not all(isinstance(s, str) and s for s in stop):
             raise OptionError(f"stop is {list(stop)!r}; expected strings that are not empty")
         object.__setattr__(self, "stop", stop)
-        if not isinstance(self.speculate, bool):
-            raise OptionError(f"speculate is {self.speculate!r}; expected True or False")
+        _check_switch("speculate", self.speculate)
         if self.on_token is not None and not callable(self.on_token):
             raise OptionError(f"on_token is {self.on_token!r}; expected a function")
 
@@ -146,6 +153,7 @@ class GenerationArguments(TypedDict, total=False):
     mirostat_tau: float
     mirostat_eta: float
     seed: int | None
+    penalize_prompt: bool
     logit_bias: Mapping[int, float]
     samplers: Sequence[str]
     max_tokens: int | None

@@ -193,6 +193,13 @@ class Logprob(NamedTuple):
     top: tuple[tuple[int, float], ...]
 
 
+def logprob_of(logits: Float32, token: int, n: int) -> Logprob:
+    """What is known of a token from logits [n_vocab], with the `n` likeliest."""
+    logs = logprobs(logits)
+    best = keep_top_k(Candidates(np.arange(len(logits)), logits), n).ids.tolist() if n else []
+    return Logprob(token, float(logs[token]), tuple((i, float(logs[i])) for i in best))
+
+
 class Sampler:
     """Chooses tokens for one generation. The same seed and logits give the same tokens.
 
@@ -221,6 +228,7 @@ class Sampler:
         self._n_logprobs = n_logprobs
         self._all_ids: Ids = np.empty(0, np.intp)
         self._mu = 2 * options.mirostat_tau
+        self._n_sampled = 0
         self.seed = secrets.randbits(32) if options.seed is None else int(options.seed)
         self._random = np.random.default_rng(self.seed)
         self.logprobs: list[Logprob] = []
@@ -242,8 +250,9 @@ class Sampler:
         if constraint is not None:
             weakened = constraint.restrict(weakened)
         token = self._choose(weakened)
+        self._n_sampled += 1
         if self._n_logprobs is not None:
-            self._record(logits, token, self._n_logprobs)
+            self.logprobs.append(logprob_of(logits, token, self._n_logprobs))
         return token
 
     def _weakened(self, logits: Float32, history: Sequence[int]) -> Float32:
@@ -254,7 +263,8 @@ class Sampler:
                 raise OptionError(f"logit_bias has token {max(o.logit_bias)}; the model has {len(logits)}")
             logits = logits.copy()
             logits[list(o.logit_bias)] += np.array(list(o.logit_bias.values()), np.float32)
-        recent = history[-o.repeat_last_n :] if o.repeat_last_n else ()
+        n_recent = o.repeat_last_n if o.penalize_prompt else min(o.repeat_last_n, self._n_sampled)
+        recent = history[-n_recent:] if n_recent else ()
         if o.repeat_penalty != 1 and recent:
             logits = penalize_repeats(logits, recent, o.repeat_penalty)
         if (o.frequency_penalty or o.presence_penalty) and recent:
@@ -286,11 +296,6 @@ class Sampler:
         observed = -float(logprobs(c.logits)[np.flatnonzero(c.ids == token)[0]]) / np.log(2)
         self._mu -= self._options.mirostat_eta * (observed - self._options.mirostat_tau)
         return token
-
-    def _record(self, logits: Float32, token: int, n: int) -> None:
-        logs = logprobs(logits)
-        best = keep_top_k(Candidates(np.arange(len(logits)), logits), n).ids.tolist() if n else []
-        self.logprobs.append(Logprob(token, float(logs[token]), tuple((i, float(logs[i])) for i in best)))
 
 
 def _warm(c: Candidates, temperature: float) -> Candidates:

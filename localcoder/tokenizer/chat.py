@@ -30,8 +30,11 @@ def check_messages(messages: Sequence[Message]) -> None:
         raise OptionError("the last message must be the user's")
 
 
-def chat_prompt(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
+def chat_prompt(tokenizer: Tokenizer, messages: Sequence[Message], template: str | None = None) -> list[int]:
     """Token ids of a conversation, up to where the answer begins.
+
+    Args:
+        template: Jinja source; None: the file's.
 
     Raises:
         TokenizerError: the file's template is broken.
@@ -43,14 +46,14 @@ def chat_prompt(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
     if mark is None:
         raise OptionError("the messages use every private character of Unicode; leave one out")
     guarded = [{**message, "content": tokenizer.guard(message["content"], mark)} for message in messages]
-    ids = tokenizer.tokenize(_render(tokenizer, guarded), bos=False, parse_special=True, dropped=mark)
+    ids = tokenizer.tokenize(_render(tokenizer, guarded, template), bos=False, parse_special=True, dropped=mark)
     if tokenizer.add_bos and tokenizer.bos_id is not None and ids[:1] != [tokenizer.bos_id]:
         ids.insert(0, tokenizer.bos_id)
     return ids
 
 
-def _render(tokenizer: Tokenizer, messages: Sequence[Message]) -> str:
-    template = tokenizer.chat_template or FAMILY_TEMPLATE
+def _render(tokenizer: Tokenizer, messages: Sequence[Message], template: str | None) -> str:
+    template = template or tokenizer.chat_template or FAMILY_TEMPLATE
     names = {
         "bos_token": tokenizer.spelling_of(tokenizer.bos_id),
         "eos_token": tokenizer.spelling_of(tokenizer.eos_id),

@@ -53,6 +53,7 @@ def test_stop_strings_are_strings(stop):
         ({"logit_bias": {1: float("nan")}}, "logit_bias has 1: nan"),
         ({"logit_bias": [1]}, "expected token ids and numbers"),
         ({"speculate": 1}, "speculate is 1"),
+        ({"penalize_prompt": None}, "penalize_prompt is None"),
     ],
 )
 def test_options_that_are_no_numbers(options, message):

@@ -253,3 +253,16 @@ def test_log_probabilities_are_the_models_own():
     assert np.isclose(np.exp(record.logprob), 0.1)
     assert [i for i, _ in record.top] == [1, 3]
     assert np.allclose(np.exp([value for _, value in record.top]), [0.5, 0.25])
+
+
+def test_penalties_may_leave_the_prompt_alone():
+    logits = np.array([3.0, 2.0, 1.0], np.float32)
+
+    def chosen(**options) -> list[int]:
+        sampler, history = Sampler(SamplingOptions(presence_penalty=5, **options)), [0, 1]
+        for _ in range(3):
+            history.append(sampler.sample(logits, history))
+        return history[2:]
+
+    assert chosen()[0] == 2
+    assert chosen(penalize_prompt=False) == [0, 1, 2]

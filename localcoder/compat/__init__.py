@@ -1,0 +1,1 @@
+"""localcoder behind other programs' interfaces."""
