@@ -1,0 +1,265 @@
+"""The model is the family's, it learns, and a training that was stopped goes on as if it had not been."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import threading
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from torch_or_skip import torch
+from train.card import make_card
+from train.commands import main
+from train.export import MOST_BYTES, SHARD_BYTES, make_config, read_weights, write_checkpoint
+from train.model import Llama
+from train.settings import FILE, ModelSettings, read_settings
+from train.training import Plan, Trainer, read_state
+from train.work import Work
+
+from localcoder import Coder
+from localcoder.convert.choice import Choice
+from localcoder.convert.converter import convert
+from localcoder.convert.recipes import recipe_by_name
+from localcoder.errors import FileError, OptionError
+from localcoder.quants.search import requantize
+
+PLAN = Plan(minutes=None, steps=6, device="cpu", dtype=torch.float32, compiled=False, micro_rows=4)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Sums come out in the same order every time."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def train(work: Work, settings, plan: Plan, n_steps: int, *, resume: bool = False) -> tuple[list[float], Trainer]:
+    trainer = Trainer(work, settings, plan)
+    if resume:
+        trainer.resume()
+    return [trainer.step() for _ in range(n_steps)], trainer
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
+def test_a_resumed_training_is_the_uninterrupted_one_bit_for_bit(work, settings, dtype):
+    plan = dataclasses.replace(PLAN, dtype=dtype)
+    losses, whole = train(work, settings, plan, 6)
+    first, stopped = train(work, settings, plan, 3)
+    stopped.save()
+    second, resumed = train(work, settings, plan, 3, resume=True)
+    assert first + second == losses
+    expected = whole.model.state_dict()
+    assert all(torch.equal(weight, expected[name]) for name, weight in resumed.model.state_dict().items())
+
+
+def test_the_loss_falls(work, settings):
+    losses, trainer = train(work, settings, dataclasses.replace(PLAN, steps=100), 100)
+    assert abs(losses[0] - np.log(settings.model.n_vocab)) < 0.2  # it knows nothing yet
+    assert np.mean(losses[-3:]) < losses[0] - 1.5
+    assert trainer.heldout_loss() < losses[0] - 1
+
+
+def test_the_gradient_does_not_depend_on_how_many_rows_are_computed_at_a_time(work, settings):
+    found = [train(work, settings, dataclasses.replace(PLAN, micro_rows=n), 3)[0] for n in (2, 8)]
+    assert found[0] == pytest.approx(found[1], rel=1e-3)
+
+
+def test_every_row_of_a_pass_comes_once(work, settings):
+    trainer = Trainer(work, settings, PLAN)
+    n_rows = len(trainer._passes[0])
+    seen = torch.cat([trainer._batch(step, 8) for step in range(n_rows // 8)])
+    expected = {row.tobytes() for row in trainer._passes[0].astype(np.int64)}
+    assert len({row.tobytes() for row in seen.numpy()}) >= len(expected) - 8
+    later = trainer._batch(n_rows // 8, 8)  # of the second pass
+    assert {row.tobytes() for row in later.numpy()} <= {row.tobytes() for row in trainer._passes[1].astype(np.int64)}
+
+
+def test_rates_rise_and_fall(work, settings):
+    trainer = Trainer(work, settings, dataclasses.replace(PLAN, steps=1000))
+    rates = []
+    for step in range(1000):
+        trainer.progress.step = step
+        rates.append(trainer.rate())
+    assert 0 < rates[0] < 0.1
+    assert max(rates) == pytest.approx(1, abs=0.01)
+    assert rates.index(max(rates)) < 30
+    assert rates[500] == pytest.approx(0.51, abs=0.01)
+    assert 0 < rates[-1] < 0.01
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_stops(work, settings, number):
+    trainer = Trainer(work, settings, dataclasses.replace(PLAN, steps=10**6))
+    told = []
+
+    def tell(text: str) -> None:
+        told.append(text)
+        threading.Timer(0.05, os.kill, (os.getpid(), number)).start() if len(told) == 1 else None
+
+    before = signal.getsignal(number)
+    assert not trainer.run(tell)
+    assert signal.getsignal(number) is before
+    state = read_state(work.state)
+    assert state["progress"]["step"] == trainer.progress.step >= 1
+    lines = [json.loads(line) for line in work.log.read_text(encoding="utf-8").splitlines()]
+    assert lines[0]["step"] == 1
+    assert not list(work.folder.glob("*.tmp"))
+
+
+def test_time_ends_a_training_too(work, settings):
+    trainer = Trainer(work, settings, dataclasses.replace(PLAN, steps=None, minutes=0.01))
+    assert trainer.run(lambda text: None)
+    assert trainer.progress.seconds >= 0.6
+    assert trainer.progress.log[-1]["heldout_loss"] > 0
+
+
+def test_wrong_beginnings(work, settings):
+    other = dataclasses.replace(settings, model=dataclasses.replace(settings.model, n_vocab=1024))
+    with pytest.raises(FileError, match="the settings have"):
+        Trainer(work, other, PLAN)
+    with pytest.raises(OptionError, match="give --minutes or --steps"):
+        Trainer(work, settings, dataclasses.replace(PLAN, minutes=1.0))
+    with pytest.raises(OptionError, match="3 rows at a time"):
+        Trainer(work, settings, dataclasses.replace(PLAN, micro_rows=3))
+    with pytest.raises(FileError, match="run the stage `train` first"):
+        Trainer(work, settings, PLAN).resume()
+    work.state.write_bytes(b"no state")
+    with pytest.raises(FileError, match="is no saved state"):
+        Trainer(work, settings, PLAN).resume()
+    weights = Llama(dataclasses.replace(settings.model, n_ff=128)).state_dict()
+    with pytest.raises(OptionError, match=r"mlp.down_proj.weight is \(64, 128\) in the checkpoint"):
+        Trainer(work, settings, PLAN, weights)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_exported_model_computes_what_was_trained(work, settings, tmp_path, tied):
+    """In transformers and, converted unchanged, in localcoder; and training goes on from it."""
+    transformers = pytest.importorskip("transformers")
+    chosen = dataclasses.replace(settings, model=dataclasses.replace(settings.model, tied=tied))
+    _, trainer = train(work, chosen, PLAN, 4)
+    weights = trainer.model.state_dict()
+    write_checkpoint(weights, chosen.model, work.tokenizer, tmp_path / "hf", torch.float32)
+    ids = torch.from_numpy(trainer._heldout[0].astype(np.int64))
+    with torch.no_grad():
+        ours = trainer.model(ids[None])[0]
+        theirs = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "hf", dtype=torch.float32)(ids[None]).logits[
+            0
+        ]
+    assert torch.allclose(ours, theirs, atol=1e-4, rtol=1e-4)
+    convert(tmp_path / "hf", tmp_path / "model.gguf", Choice(recipe_by_name("f32")), requantize=requantize)
+    with Coder(tmp_path / "model.gguf") as coder:
+        found = coder.logits(ids.tolist())
+        assert coder.infill("def f(x):\n    return ", "\n", max_tokens=4) is not None
+    assert np.abs(found - theirs.numpy()).max() <= 2e-3 * theirs.abs().max()
+    again = read_weights(tmp_path / "hf")
+    assert again.keys() == weights.keys()
+    assert all(torch.equal(weight, weights[name]) for name, weight in again.items())
+
+
+def test_checkpoints_come_in_pieces(work, settings, tmp_path):
+    wide = dataclasses.replace(settings.model, n_embd=256, n_ff=4096, n_layer=8)
+    write_checkpoint(Llama(wide).state_dict(), wide, work.tokenizer, tmp_path / "hf", torch.bfloat16)
+    shards = list((tmp_path / "hf").glob("*.safetensors"))
+    assert len(shards) >= 4
+    assert all(shard.stat().st_size <= SHARD_BYTES + 65536 for shard in shards)
+    total = json.loads((tmp_path / "hf" / "model.safetensors.index.json").read_text())["metadata"]["total_size"]
+    assert total == sum(2 * weight.numel() for weight in read_weights(tmp_path / "hf").values())
+
+
+@pytest.mark.parametrize("profile", ["gpu", "cpu", "trial"])
+def test_profiles_fit_into_the_package(profile):
+    from localcoder.quants.registry import BY_NAME
+
+    settings = read_settings(profile)
+    n_weights = sum(weight.numel() for weight in Llama(settings.model).parameters())
+    of_type = BY_NAME[settings.type]
+    bits = 8 * of_type.block_bytes / of_type.block_elems
+    assert n_weights * bits / 8 + 60 * settings.model.n_vocab < MOST_BYTES
+    assert settings.model.n_embd % of_type.block_elems == 0
+    assert settings.model.n_ff % of_type.block_elems == 0
+
+
+def test_the_cpu_profile_can_start_from_the_trained_checkpoint(shared):
+    settings = read_settings("cpu")
+    folder = shared / "checkpoints" / "python-9m"
+    theirs = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    ours = make_config(settings.model)
+    assert {key: ours[key] for key in ours if key in theirs} == {key: theirs[key] for key in ours if key in theirs}
+    shapes = {name: weight.shape for name, weight in Llama(settings.model).state_dict().items()}
+    assert {name: weight.shape for name, weight in read_weights(folder).items()} == shapes
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (lambda p: p["trial"]["model"].pop("n_ff"), "expected"),
+        (lambda p: p["trial"].update(dropout=0.1), "dropout"),
+        (lambda p: p["trial"]["model"].update(n_layer="4"), "n_layer is '4'; expected int"),
+        (lambda p: p["trial"]["documents"].update(row_tokens=1 << 20), "more tokens at a time"),
+        (lambda p: p.pop("trial"), "no profile 'trial'"),
+    ],
+)
+def test_settings_are_read_strictly(tmp_path, change, complaint):
+    profiles = json.loads(FILE.read_text(encoding="utf-8"))
+    change(profiles)
+    path = tmp_path / "settings.json"
+    path.write_text(json.dumps(profiles), encoding="utf-8")
+    with pytest.raises((FileError, OptionError), match=complaint):
+        read_settings("trial", path)
+
+
+def test_stages_by_the_command_line(work, settings, tmp_path):
+    """Training, export and conversion; errors are one line and exit code 2."""
+    path = tmp_path / "settings.json"
+    path.write_text(json.dumps({"tiny": dataclasses.asdict(settings)}), encoding="utf-8")
+    common = ["--work", str(work.folder), "--settings", str(path), "--profile", "tiny"]
+    options = ["--steps", "2", "--no-compile", "--dtype", "f32", "--device", "cpu"]
+
+    def run(*arguments: str) -> tuple[int, str]:
+        result = CliRunner().invoke(main, [*common, *arguments])
+        return result.exit_code, result.output
+
+    code, output = run("export")
+    assert code == 2
+    assert "run the stage `train` first" in output
+    assert run("train", *options)[0] == 0
+    code, output = run("train", *options)
+    assert code == 2
+    assert "give --resume, or remove it" in output
+    assert run("train", *options, "--resume")[0] == 0
+    code, output = run("export")
+    assert code == 0, output
+    (model,) = work.folder.glob("*.gguf")
+    with Coder(model) as coder:
+        assert coder.n_ctx == settings.model.n_ctx_train
+        assert isinstance(coder.complete("def f(x):", max_tokens=3), str)
+
+
+def test_the_card_has_every_figure_and_every_project():
+    figures = {
+        "file": "python-1m.gguf",
+        "file_bytes": 1_234_567,
+        "n_weights": 1_050_000,
+        "trained_tokens": 2_000_000,
+        "trained_seconds": 660,
+        "rows": {"passes": [{"tokens": 1_500_000}]},
+        "perplexity": {"perplexity": 31.4159, "standard_error": 0.27, "n_tokens": 9, "n_ctx": 512},
+        "fim": [{"kind": "line", "n_holes": 50, "exact_match": 0.123, "edit_similarity": 0.5, "parses": 0.77}],
+        "chat": {"n_asked": 30, "code_blocks": 0.9, "parses": 0.4},
+        "humaneval": {"pass@1": 0.006, "n_problems": 164, "parses": 0.55},
+    }
+    data = [
+        {"name": "alpha", "version": "1.2", "licence": "MIT", "heldout": False, "files": 3, "bytes": 5_000_000},
+        {"name": "gamma", "version": "3", "licence": "BSD", "heldout": True, "files": 2, "bytes": 90},
+    ]
+    card = make_card(figures, data, read_settings("trial"))
+    for text in ("31.42 ± 0.27", "12.3%", "77%", "90%", "0.6%", "55%", "11 minutes", "1.2 MB", "- MIT: alpha 1.2"):
+        assert text in card
+    assert card.index("alpha 1.2") < card.index("Held out") < card.index("- BSD: gamma 3")
+    assert isinstance(read_settings("trial").model, ModelSettings)

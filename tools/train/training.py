@@ -1,0 +1,284 @@
+"""Stage `train`: goes through the rows, and can be stopped and resumed at any step.
+
+Muon (https://kellerjordan.github.io/posts/muon/) moves the matrices inside the layers, AdamW everything else. The
+learning rates grow, then fall in a straight line to zero at the end of the time or the steps given.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from localcoder.errors import FileError, NumericsError, OptionError
+from localcoder.files.atomic import write_file
+
+from .model import Llama
+from .packing import heldout_file, map_rows, read_about, rows_file
+from .settings import Settings
+from .work import Work
+
+_LOG_STEPS = 10
+_BETAS = (0.9, 0.95)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long, where and how to train.
+
+    Attributes:
+        minutes, steps: one of them ends the training, whichever is not None.
+        micro_rows: rows computed at a time; as many as memory allows.
+        save_minutes: time between two saves.
+        dtype: that matrices are multiplied in.
+    """
+
+    minutes: float | None
+    steps: int | None
+    device: str
+    dtype: torch.dtype
+    compiled: bool
+    micro_rows: int
+    save_minutes: float = 5.0
+    seed: int = 0
+
+
+@dataclass
+class Progress:
+    """How far the training is; `log` has a line for every ten steps."""
+
+    step: int = 0
+    seconds: float = 0.0
+    tokens: int = 0
+    log: list[dict[str, float]] = field(default_factory=list)
+
+
+def best_dtype(device: str) -> torch.dtype:
+    """bf16 where the machine multiplies it, else float32."""
+    if torch.device(device).type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    found = torch.cpu.get_capabilities()
+    return torch.bfloat16 if found.get("avx512_bf16") or found.get("amx_bf16") else torch.float32
+
+
+class Trainer:
+    """A model in training.
+
+    Args:
+        weights: to start from, by name; None: random ones.
+
+    Raises:
+        FileError: the stage `pack` has not run, or for another vocabulary or row length.
+        OptionError: neither or both of minutes and steps, or weights of another shape.
+    """
+
+    def __init__(self, work: Work, settings: Settings, plan: Plan, weights: dict[str, Tensor] | None = None) -> None:
+        if (plan.minutes is None) == (plan.steps is None):
+            raise OptionError("give --minutes or --steps, one of them")
+        about = read_about(work)
+        expected = {"row_tokens": settings.documents.row_tokens, "n_vocab": settings.model.n_vocab}
+        found = {key: about[key] for key in expected}
+        if found != expected:
+            raise FileError(work.rows, f"was made with {found}; the settings have {expected}")
+        if settings.training.batch_rows % plan.micro_rows:
+            raise OptionError(f"{plan.micro_rows} rows at a time do not divide the {settings.training.batch_rows}")
+        self._work, self._settings, self._plan = work, settings, plan
+        self._pad_id = about["pad_id"]
+        self._passes = [map_rows(rows_file(work, n), about["row_tokens"]) for n in range(len(about["passes"]))]
+        self._heldout = map_rows(heldout_file(work), about["row_tokens"])
+        if min(map(len, self._passes)) < settings.training.batch_rows:
+            raise OptionError(f"a pass has {min(map(len, self._passes))} rows, less than a step takes")
+        self.progress = Progress()
+        self.model = Llama(settings.model)
+        self.model.initialize(plan.seed)
+        if weights is not None:
+            load_weights(self.model, weights)
+        self.model.to(plan.device)
+        self._optimizers = self._make_optimizers()
+        self._forward: Callable[[Tensor], Tensor] = torch.compile(self.model) if plan.compiled else self.model
+
+    def _make_optimizers(self) -> list[torch.optim.Optimizer]:
+        rates = self._settings.training
+        hidden = self.model.hidden_matrices()
+        known = {id(weight) for weight in hidden}
+        others = [weight for weight in self.model.parameters() if id(weight) not in known]
+        muon = torch.optim.Muon(hidden, lr=rates.muon_lr, weight_decay=rates.weight_decay)
+        adamw = torch.optim.AdamW(others, lr=rates.adamw_lr, betas=_BETAS, weight_decay=0.0)
+        return [muon, adamw]
+
+    @property
+    def share_done(self) -> float:
+        """0 to 1."""
+        if self._plan.steps is not None:
+            return self.progress.step / self._plan.steps
+        return self.progress.seconds / (60 * (self._plan.minutes or 0) or math.inf)
+
+    def run(self, tell: Callable[[str], None]) -> bool:
+        """Trains until the end, or until Ctrl-C or SIGTERM; saves on the way and then. Returns whether it is done.
+
+        Raises:
+            NumericsError: the loss is not finite.
+            OutputError: the state cannot be saved.
+        """
+        saved = time.monotonic()
+        with _interruptible() as interrupted:
+            while self.share_done < 1 and not interrupted():
+                begun = time.monotonic()
+                loss = self.step()
+                self.progress.seconds += time.monotonic() - begun
+                self._note(loss, tell)
+                if time.monotonic() - saved > 60 * self._plan.save_minutes:
+                    self.save()
+                    saved = time.monotonic()
+        if self.share_done >= 1:
+            self.progress.log.append({"step": self.progress.step, "heldout_loss": self.heldout_loss()})
+            tell(f"held-out perplexity {math.exp(self.progress.log[-1]['heldout_loss']):.2f}")
+        self.save()
+        return self.share_done >= 1
+
+    def step(self) -> float:
+        """One step of all optimizers; returns the mean loss of its rows."""
+        training, plan = self._settings.training, self._plan
+        rows = self._batch(self.progress.step, training.batch_rows)
+        total = torch.zeros((), device=plan.device)
+        n_micro = len(rows) // plan.micro_rows
+        for micro in torch.split(rows, plan.micro_rows):
+            loss = self._loss(micro.to(plan.device, non_blocking=True)) / n_micro
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += loss.detach()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), training.clip)
+        rate = self.rate()
+        for optimizer, highest in zip(self._optimizers, (training.muon_lr, training.adamw_lr)):
+            for group in optimizer.param_groups:
+                group["lr"] = highest * rate
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        self.progress.step += 1
+        self.progress.tokens += rows.numel()
+        found = float(total)
+        if not math.isfinite(found):
+            raise NumericsError(f"the loss of step {self.progress.step} is {found}: lower the learning rates")
+        return found
+
+    def rate(self) -> float:
+        """What share of the highest learning rate the next step has."""
+        warmup, done = self._settings.training.warmup_share, self.share_done
+        rising = (done + 1e-3) / warmup if warmup else 1.0
+        return max(min(rising, 1.0, (1 - done) / (1 - warmup)), 0.0)
+
+    def _batch(self, step: int, n_rows: int) -> Tensor:
+        """The rows of a step: int64 [n_rows, row_tokens]. Every pass has an order of its own; what is less than a step
+        at its end is left out."""
+        number, at = 0, step
+        while at >= len(self._passes[number % len(self._passes)]) // n_rows:
+            at -= len(self._passes[number % len(self._passes)]) // n_rows
+            number += 1
+        rows = self._passes[number % len(self._passes)]
+        order = np.random.default_rng([self._plan.seed, number]).permutation(len(rows))
+        return torch.from_numpy(rows[np.sort(order[at * n_rows : (at + 1) * n_rows])].astype(np.int64))
+
+    def _loss(self, rows: Tensor) -> Tensor:
+        kind = torch.device(self._plan.device).type
+        is_mixed = self._plan.dtype != torch.float32
+        with torch.autocast(kind, self._plan.dtype) if is_mixed else nullcontext():
+            logits = self._forward(rows[:, :-1])
+        return F.cross_entropy(logits.float().flatten(0, 1), rows[:, 1:].flatten(), ignore_index=self._pad_id)
+
+    @torch.no_grad()
+    def heldout_loss(self) -> float:
+        """Mean loss on held-out rows, in nats a token."""
+        n_rows = len(self._heldout) // self._plan.micro_rows * self._plan.micro_rows
+        if not n_rows:
+            return math.nan
+        rows = torch.from_numpy(self._heldout[:n_rows].astype(np.int64)).to(self._plan.device)
+        losses = [float(self._loss(micro)) for micro in torch.split(rows, self._plan.micro_rows)]
+        return math.fsum(losses) / len(losses)
+
+    def _note(self, loss: float, tell: Callable[[str], None]) -> None:
+        progress = self.progress
+        if progress.step % _LOG_STEPS and progress.step != 1:
+            return
+        line = {"step": progress.step, "seconds": round(progress.seconds, 1), "tokens": progress.tokens, "loss": loss}
+        speed = progress.tokens / max(progress.seconds, 1e-9)
+        progress.log.append(line)
+        tell(f"step {progress.step}  {self.share_done:.1%}  loss {loss:.4f}  {speed:,.0f} tokens/s")
+
+    def save(self) -> None:
+        """Writes the state and the log, each as a whole."""
+        state = {
+            "model": self.model.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
+            "progress": vars(self.progress),
+        }
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        write_file(self._work.state, buffer.getvalue())
+        write_file(self._work.log, "".join(json.dumps(line) + "\n" for line in self.progress.log).encode())
+
+    def resume(self) -> None:
+        """Goes on from the saved state.
+
+        Raises:
+            FileError: there is none, or it is of another model.
+        """
+        state = read_state(self._work.state)
+        load_weights(self.model, state["model"])
+        for optimizer, saved in zip(self._optimizers, state["optimizers"]):
+            optimizer.load_state_dict(saved)
+        self.progress = Progress(**state["progress"])
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """A saved state, on the CPU; FileError if there is none, or it is damaged."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise FileError(path, "is missing: run the stage `train` first") from None
+    except Exception as error:  # torch raises many kinds
+        raise FileError(path, f"is no saved state: {error}") from None
+
+
+def load_weights(model: Llama, weights: dict[str, Tensor]) -> None:
+    """Copies weights into a model.
+
+    Raises:
+        OptionError: their names or shapes are not the model's.
+    """
+    expected = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
+    found = {name: tuple(weight.shape) for name, weight in weights.items()}
+    for name in sorted(expected.keys() | found.keys()):
+        if expected.get(name) != found.get(name):
+            raise OptionError(f"{name} is {found.get(name)} in the checkpoint; the settings give {expected.get(name)}")
+    model.load_state_dict(weights)
+
+
+@contextmanager
+def _interruptible() -> Iterator[Callable[[], bool]]:
+    """Within it Ctrl-C and SIGTERM only make the function that it yields return True; a second one stops at once."""
+    asked = False
+
+    def note(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
