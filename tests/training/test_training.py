@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import signal
 import threading
 
@@ -100,7 +99,8 @@ def test_a_signal_saves_and_stops(work, settings, number):
 
     def tell(text: str) -> None:
         told.append(text)
-        threading.Timer(0.05, os.kill, (os.getpid(), number)).start() if len(told) == 1 else None
+        if len(told) == 1:
+            threading.Timer(0.05, signal.raise_signal, [number]).start()
 
     before = signal.getsignal(number)
     assert not trainer.run(tell)
@@ -215,7 +215,7 @@ def test_settings_are_read_strictly(tmp_path, change, complaint):
 
 
 def test_stages_by_the_command_line(work, settings, tmp_path):
-    """Training, export and conversion; errors are one line and exit code 2."""
+    """Training, export, conversion and the card; errors are one line and exit code 2."""
     path = tmp_path / "settings.json"
     path.write_text(json.dumps({"tiny": dataclasses.asdict(settings)}), encoding="utf-8")
     common = ["--work", str(work.folder), "--settings", str(path), "--profile", "tiny"]
@@ -239,6 +239,15 @@ def test_stages_by_the_command_line(work, settings, tmp_path):
     with Coder(model) as coder:
         assert coder.n_ctx == settings.model.n_ctx_train
         assert isinstance(coder.complete("def f(x):", max_tokens=3), str)
+    code, output = run("report", "--holes", "2", "--asked", "2")
+    assert code == 0, output
+    found = json.loads(work.figures.read_text(encoding="utf-8"))
+    assert found["trained_tokens"] == 2 * 8 * settings.documents.row_tokens
+    assert 2 < found["perplexity"]["perplexity"] < 600  # hardly better than chance
+    assert [hole["n_holes"] for hole in found["fim"]] == [2, 2, 2]
+    card = work.card.read_text(encoding="utf-8")
+    assert f"{found['perplexity']['perplexity']:.2f}" in card
+    assert "- MIT: alpha 1.0, beta 1.0" in card
 
 
 def test_the_card_has_every_figure_and_every_project():

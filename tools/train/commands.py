@@ -40,7 +40,7 @@ def main(ctx: click.Context, work: Path, profile: str, file: Path) -> None:
 
     Stages, each on what the one before left in the work folder: data, tokenizer, pack, train, export, report.
     """
-    ctx.obj = Work(work), read_settings(profile, file)
+    ctx.obj = Work(work.absolute()), read_settings(profile, file)
 
 
 def _say(text: str) -> None:
@@ -175,7 +175,8 @@ def export(obj: tuple[Work, Settings], type_name: str | None, dtype: str, checkp
     from .report import gguf_file, run_localcoder
 
     target = gguf_file(work, settings, weights)
-    run_localcoder("convert", str(work.checkpoint), str(target), "--type", type_name or settings.type)
+    name = ["--name", target.stem]
+    run_localcoder("convert", str(work.checkpoint), str(target), "--type", type_name or settings.type, *name)
     size = target.stat().st_size
     _say(f"wrote {target}: {size:,} bytes")
     if size > MOST_BYTES:
@@ -192,5 +193,5 @@ def report(obj: tuple[Work, Settings], humaneval: Path | None, holes: int, asked
     from .report import make_report
 
     work, settings = obj
-    make_report(work, settings, humaneval, n_holes=holes, n_asked=asked)
+    make_report(work, settings, humaneval and humaneval.absolute(), n_holes=holes, n_asked=asked)
     _say(f"wrote {work.figures} and {work.card}")

@@ -40,14 +40,14 @@ def gguf_file(work: Work, settings: Settings, weights: dict[str, Tensor]) -> Pat
 
 
 def run_localcoder(*arguments: str) -> str:
-    """Runs a command of localcoder; returns its stdout.
+    """Runs a command of localcoder; returns its stdout. Paths must be absolute.
 
     Raises:
         OptionError: it fails; what it says is on stderr.
     """
-    done = subprocess.run(
-        [sys.executable, "-m", "localcoder", *arguments], stdout=subprocess.PIPE, text=True, check=False
-    )
+    command = [sys.executable, "-m", "localcoder", *arguments]
+    # From here: in the project's folder -m would take the sources, which lack the C core.
+    done = subprocess.run(command, cwd=Path(__file__).parent, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         raise OptionError(f"localcoder {arguments[0]} failed with exit code {done.returncode}; see above")
     return done.stdout

@@ -108,7 +108,9 @@ class Trainer:
             load_weights(self.model, weights)
         self.model.to(plan.device)
         self._optimizers = self._make_optimizers()
-        self._forward: Callable[[Tensor], Tensor] = torch.compile(self.model) if plan.compiled else self.model
+        self._loss: Callable[[Tensor], Tensor] = torch.compile(self._mean_loss) if plan.compiled else self._mean_loss
+        if torch.device(plan.device).type == "cuda":
+            torch.set_float32_matmul_precision("high")
 
     def _make_optimizers(self) -> list[torch.optim.Optimizer]:
         rates = self._settings.training
@@ -190,11 +192,12 @@ class Trainer:
         order = np.random.default_rng([self._plan.seed, number]).permutation(len(rows))
         return torch.from_numpy(rows[np.sort(order[at * n_rows : (at + 1) * n_rows])].astype(np.int64))
 
-    def _loss(self, rows: Tensor) -> Tensor:
+    def _mean_loss(self, rows: Tensor) -> Tensor:
+        """Mean loss of what follows each token: rows int64 [n, row_tokens] -> []."""
         kind = torch.device(self._plan.device).type
         is_mixed = self._plan.dtype != torch.float32
         with torch.autocast(kind, self._plan.dtype) if is_mixed else nullcontext():
-            logits = self._forward(rows[:, :-1])
+            logits = self.model(rows[:, :-1])
         return F.cross_entropy(logits.float().flatten(0, 1), rows[:, 1:].flatten(), ignore_index=self._pad_id)
 
     @torch.no_grad()
