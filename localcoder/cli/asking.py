@@ -28,6 +28,7 @@ from localcoder.cli.common import (
 from localcoder.cli.messages import show_note
 from localcoder.cli.settings import read_settings
 from localcoder.cli.source import Source, read_source, visible
+from localcoder.cli.terminal.render import AnswerView, is_plain
 from localcoder.errors import OptionError
 
 if TYPE_CHECKING:
@@ -158,19 +159,36 @@ def ask(coder: Coder, name: str, values: dict[str, str], options: dict[str, Any]
     return coder.start_chat(prompt, **{"max_tokens": MOST_TOKENS, **options})
 
 
-def show_answer(coder: Coder, generation: Generation, as_json: bool) -> None:
-    """Writes an answer as it comes; after Ctrl-C what there is of it, and the interrupt goes on."""
-    on_terminal = sys.stdout.isatty()
+def show_answer(coder: Coder, generation: Generation, as_json: bool, *, is_chat: bool = True) -> None:
+    """Writes an answer as it comes; after Ctrl-C what there is of it, and the interrupt goes on.
+
+    Args:
+        is_chat: whether it is an answer, in which code blocks are coloured on a terminal, rather than code itself.
+    """
     try:
-        for piece in generation:
-            if not as_json:
-                click.echo(visible(piece) if on_terminal else piece, nl=False)
+        if as_json:
+            for _ in generation:
+                pass
+        elif is_chat and not is_plain():
+            with AnswerView() as view:
+                for piece in generation:
+                    view.feed(piece)
+        else:
+            _write_plain(generation)
     finally:
         if as_json:
             echo_json({"model": str(coder.path), **asdict(generation.completion)})
-        elif on_terminal and not generation.completion.text.endswith("\n"):
-            click.echo()
     note_full_context(coder, generation.completion)
+
+
+def _write_plain(generation: Generation) -> None:
+    on_terminal = sys.stdout.isatty()
+    try:
+        for piece in generation:
+            click.echo(visible(piece) if on_terminal else piece, nl=False)
+    finally:
+        if on_terminal and not generation.completion.text.endswith("\n"):
+            click.echo()
 
 
 def note_full_context(coder: Coder, done: Completion) -> None:

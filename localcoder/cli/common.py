@@ -81,7 +81,7 @@ _OPTIONS_OF_THEIR_OWN: dict[str, Callable[[Any], Any]] = {  # of fields that are
         help="Guess what repeats itself; the text is the same.  [default: on]",
     ),
 }  # fmt: skip
-_FOR_PYTHON = {"on_token", "penalize_prompt"}
+FOR_PYTHON = {"on_token", "penalize_prompt"}
 
 
 def generation_options(command: Decorated) -> Decorated:
@@ -91,7 +91,7 @@ def generation_options(command: Decorated) -> Decorated:
         name = "--" + spec.name.replace("_", "-")
         if spec.name in _OPTIONS_OF_THEIR_OWN:
             option = _OPTIONS_OF_THEIR_OWN[spec.name]
-        elif spec.name in _FOR_PYTHON:
+        elif spec.name in FOR_PYTHON:
             continue
         else:
             range_: Range = spec.metadata["range"]

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -23,14 +21,11 @@ from localcoder.cli.common import (
     open_coder,
     threads_option,
 )
-from localcoder.cli.messages import show_error
-from localcoder.errors import LocalcoderError, OptionError
+from localcoder.cli.terminal.conversation import Conversation
+from localcoder.cli.terminal.loop import prompt_loop
+from localcoder.errors import OptionError
 from localcoder.store.folder import find_model, find_stored
 from localcoder.store.names import SHORT_NAMES, parse_name
-
-if TYPE_CHECKING:
-    from localcoder.coder import Coder
-    from localcoder.session.generation import Generation
 
 
 @click.command()
@@ -77,11 +72,12 @@ def run(
             coder.load_session(session)
         if system is not None and chat is None:
             chat = True
-        ask = _Conversation(coder, system).ask if chat or (chat is None and coder.is_instruct) else coder.start
+        is_chat = coder.is_instruct if chat is None else chat
+        conversation = Conversation(coder, is_chat=is_chat, system=system, options=given(options))
         if prompt is None:
-            _prompt_loop(coder, ask, as_json, given(options))
+            prompt_loop(coder, conversation, as_json=as_json)
         else:
-            show_answer(coder, ask(prompt, **given(options)), as_json)
+            show_answer(coder, conversation.ask(prompt), as_json, is_chat=is_chat)
         if session is not None:
             coder.save_session(session)
 
@@ -111,52 +107,3 @@ def _prompt_text(prompt: str | None) -> str:
     if not prompt:
         raise OptionError("the prompt is empty; give one as an argument or on stdin")
     return prompt
-
-
-class _Conversation:
-    """What was said so far, by the user and the model."""
-
-    def __init__(self, coder: Coder, system: str | None) -> None:
-        self._coder = coder
-        self._messages: list[dict[str, str]] = [{"role": "system", "content": system}] if system is not None else []
-        self._last: Generation | None = None
-
-    def ask(self, text: str, **options: Any) -> Generation:
-        """An answer to `text`, which has not begun; what there is of the one before is what the model said."""
-        said = self._messages
-        if self._last is not None:
-            said = [*said, {"role": "assistant", "content": self._last.completion.text}]
-        said = [*said, {"role": "user", "content": text}]
-        self._last = self._coder.start_chat(said, **options)
-        self._messages = said
-        return self._last
-
-
-def _prompt_loop(coder: Coder, ask: Callable[..., Generation], as_json: bool, options: dict[str, Any]) -> None:
-    with contextlib.suppress(ImportError):
-        import readline  # noqa: F401  (gives `input` line editing and history, where it exists)
-    click.echo(f"{coder.path.name}: Ctrl-C stops an answer; an empty line ends.", err=True)
-    while True:
-        try:
-            prompt = _next_prompt()
-            if not prompt:
-                return
-            show_answer(coder, ask(prompt, **options), as_json)
-        except KeyboardInterrupt:
-            click.echo(err=True)
-        except LocalcoderError as error:
-            show_error(str(error))
-
-
-def _next_prompt() -> str:
-    """A line from the terminal; an empty one also at the end of the input."""
-    try:
-        if sys.stdout.isatty():
-            return input("> ")
-        click.echo("> ", nl=False, err=True)
-        return sys.stdin.readline().removesuffix("\n")
-    except EOFError:
-        click.echo(err=True)
-        return ""
-    except UnicodeDecodeError:
-        raise OptionError("that line was not UTF-8 text") from None

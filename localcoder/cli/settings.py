@@ -20,6 +20,7 @@ from typing import Any
 
 import click
 
+from localcoder.cli.common import FOR_PYTHON
 from localcoder.errors import FileError, OptionError
 from localcoder.files.mapped import read_bounded
 from localcoder.model.kv_types import KV_TYPES
@@ -36,7 +37,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "n_ctx": (int,),
     "system": (str,),
 }
-_NOT_KEPT = ("logprobs", "logit_bias", "seed")  # options of one call rather than of a user
+_NOT_KEPT = {"logprobs", "logit_bias", "seed"} | FOR_PYTHON  # options of one call rather than of a user
 _GENERATION = tuple(spec.name for spec in fields(GenerationOptions) if spec.name not in _NOT_KEPT)
 KEYS = (*_TYPES, *_GENERATION)
 

@@ -134,13 +134,14 @@ def test_a_reader_that_goes_away(start, model):
 
 
 class Terminal:
-    """A pseudo-terminal with `localcoder run` in it."""
+    """A pseudo-terminal that can do nothing but print lines, with `localcoder run` in it."""
 
     def __init__(self, start, *args, **options) -> None:
         import pty
 
         self._ours, theirs = pty.openpty()
         streams = {"stdin": theirs, "stdout": theirs, "stderr": theirs, **options}
+        streams["env"] = {**os.environ, "TERM": "dumb"}
         self.process = start(*args, start_new_session=True, preexec_fn=_take_terminal, **streams)
         os.close(theirs)
         self.seen = ""
@@ -208,12 +209,12 @@ def test_the_prompt_loop(start, model, expected):
     shown = terminal.read_until("\n> ")
     printable = max("".join(c if " " <= c < "\x7f" else "\n" for c in answer).split("\n"), key=len)
     assert printable in shown
-    terminal.type("\n")
+    terminal.type("\x04")
     assert terminal.end() == 0
 
 
 @posix_only
-@pytest.mark.parametrize("end", ["\x04", "\n"])
+@pytest.mark.parametrize("end", ["\x04", "/exit\n"])
 def test_ctrl_c_stops_an_answer_and_keeps_the_loop(start, model, end):
     terminal = Terminal(start, *[a for a in endless(model) if a != PROMPT])
     terminal.read_until("> ")
@@ -233,7 +234,7 @@ def test_an_error_keeps_the_loop(start, model):
     terminal.read_until("> ")
     terminal.type("a" * 40 + "\n")
     assert "41 tokens do not fit" in terminal.read_until("\n> ")
-    terminal.type("\n")
+    terminal.type("\x04")
     assert terminal.end() == 0
 
 
@@ -244,7 +245,7 @@ def test_a_terminal_for_the_prompts_and_a_file_for_the_answers(start, model, tmp
         terminal.read_until("> ")
         terminal.type("abc\n")
         terminal.read_until("> ")
-        terminal.type("\n")
+        terminal.type("\x04")
         assert terminal.end() == 0
     with Coder(model) as coder:
         assert (tmp_path / "out.txt").read_text(encoding="utf-8") == coder.complete("abc", max_tokens=5)
