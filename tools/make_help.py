@@ -19,13 +19,13 @@ _WIDTH = 100
 
 def pages() -> dict[str, str]:
     """The pages by file name."""
-    context = click.Context(main, info_name="localcoder", max_content_width=_WIDTH, terminal_width=_WIDTH)
+    context = main.make_context("localcoder", [], resilient_parsing=True)
     index = ["# Commands", ""]
     found = {}
     for name, text in COMMANDS.items():
         command = main.get_command(context, name)
         assert command is not None
-        about = click.Context(command, info_name=name, parent=context, terminal_width=_WIDTH)
+        about = click.Context(command, info_name=name, parent=context, terminal_width=_WIDTH, max_content_width=_WIDTH)
         found[f"{name}.md"] = f"# localcoder {name}\n\n```text\n{command.get_help(about)}\n```\n"
         index.append(f"- [{name}]({name}.md): {text}")
     return {"README.md": "\n".join(index) + "\n", **found}
