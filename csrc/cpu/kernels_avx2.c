@@ -123,7 +123,7 @@ INLINE void dot_block(const uint8_t *rows, size_t row_bytes, const float *x, siz
         for (int t = 0; t < n_tokens; t++) sum[r][t] = _mm256_setzero_ps();
     const int whole = n / 8 * 8;
     for (int i = 0; i < whole; i += 8) {
-        if (n_tokens == 1) lc_fetch(ahead + (size_t)(i * n_rows) * size, 8 * (size_t)n_rows * size);
+        if (ahead != NULL) lc_fetch(ahead + (size_t)(i * n_rows) * size, 8 * (size_t)n_rows * size);
         __m256 w[3];
         for (int r = 0; r < n_rows; r++) w[r] = load(rows + (size_t)r * row_bytes + (size_t)i * size);
         for (int t = 0; t < n_tokens; t++) {
@@ -150,13 +150,16 @@ INLINE void dot_rows(const uint8_t *rows, size_t row_bytes, int n_rows, const fl
         const uint8_t *next = r + 3 < n_rows ? rows + 3 * row_bytes : ahead;
         int t = 0;
         for (; t + 4 <= n_tokens; t += 4)
-            dot_block(rows, row_bytes, x + (size_t)t * ldx, ldx, n, next, y + (size_t)t * ldy, ldy, 3, 4, load, size);
+            dot_block(rows, row_bytes, x + (size_t)t * ldx, ldx, n, t ? NULL : next, y + (size_t)t * ldy, ldy, 3, 4, load,
+                      size);
         for (; t < n_tokens; t++)
-            dot_block(rows, row_bytes, x + (size_t)t * ldx, ldx, n, next, y + (size_t)t * ldy, ldy, 3, 1, load, size);
+            dot_block(rows, row_bytes, x + (size_t)t * ldx, ldx, n, t ? NULL : next, y + (size_t)t * ldy, ldy, 3, 1, load,
+                      size);
     }
     for (; r < n_rows; r++, rows += row_bytes, y++)
         for (int t = 0; t < n_tokens; t++)
-            dot_block(rows, row_bytes, x + (size_t)t * ldx, ldx, n, ahead, y + (size_t)t * ldy, ldy, 1, 1, load, size);
+            dot_block(rows, row_bytes, x + (size_t)t * ldx, ldx, n, t ? NULL : ahead, y + (size_t)t * ldy, ldy, 1, 1, load,
+                      size);
 }
 
 #define DEFINE_DOT(name, load, size)                                                                              \

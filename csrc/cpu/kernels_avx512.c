@@ -140,7 +140,7 @@ INLINE void dot_block(const uint8_t *rows, size_t row_bytes, const float *x, siz
     for (int r = 0; r < n_rows; r++)
         for (int t = 0; t < n_tokens; t++) sum[r][t] = _mm512_setzero_ps();
     for (int i = 0; i < n; i += 16) {
-        if (n_tokens == 1) lc_fetch(ahead + (size_t)(i * n_rows) * size, 16 * (size_t)n_rows * size);
+        if (ahead != NULL) lc_fetch(ahead + (size_t)(i * n_rows) * size, 16 * (size_t)n_rows * size);
         const __mmask16 m = first(n - i);
         __m512 w[4];
         for (int r = 0; r < n_rows; r++) w[r] = load(rows + (size_t)r * row_bytes + (size_t)i * size, m);
@@ -160,13 +160,16 @@ INLINE void dot_rows(const uint8_t *rows, size_t row_bytes, int n_rows, const fl
         const uint8_t *next = r + 4 < n_rows ? rows + 4 * row_bytes : ahead;
         int t = 0;
         for (; t + 4 <= n_tokens; t += 4)
-            dot_block(rows, row_bytes, x + (size_t)t * ldx, ldx, n, next, y + (size_t)t * ldy, ldy, 4, 4, load, size);
+            dot_block(rows, row_bytes, x + (size_t)t * ldx, ldx, n, t ? NULL : next, y + (size_t)t * ldy, ldy, 4, 4, load,
+                      size);
         for (; t < n_tokens; t++)
-            dot_block(rows, row_bytes, x + (size_t)t * ldx, ldx, n, next, y + (size_t)t * ldy, ldy, 4, 1, load, size);
+            dot_block(rows, row_bytes, x + (size_t)t * ldx, ldx, n, t ? NULL : next, y + (size_t)t * ldy, ldy, 4, 1, load,
+                      size);
     }
     for (; r < n_rows; r++, rows += row_bytes, y++)
         for (int t = 0; t < n_tokens; t++)
-            dot_block(rows, row_bytes, x + (size_t)t * ldx, ldx, n, ahead, y + (size_t)t * ldy, ldy, 1, 1, load, size);
+            dot_block(rows, row_bytes, x + (size_t)t * ldx, ldx, n, t ? NULL : ahead, y + (size_t)t * ldy, ldy, 1, 1, load,
+                      size);
 }
 
 #define DEFINE_DOT(name, load, size)                                                                              \

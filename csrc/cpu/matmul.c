@@ -106,14 +106,15 @@ static void matvec_chunk(const lc_kernels *kernels, const lc_weight *weight, con
 static void few_tokens_chunk(const lc_kernels *kernels, const lc_weight *weight, const uint8_t *rows, size_t row_bytes,
                              int n_rows, const lc_q8_store *q8, const uint8_t *ahead, const lc_matmul_scratch *scratch,
                              float *c) {
+    enum { FEW_ELEMS = 256 }; /* stretches short enough to ask for memory evenly */
     const lc_format *format = lc_format_of(weight->type);
     const int tile = kernels->tile_rows, n_blocks = blocks_of(kernels, q8);
     lc_panel panel = panel_at(kernels, scratch->panels, 0);
     for (int r = 0; r < n_rows; r += tile) {
         const uint8_t *here = rows + (size_t)r * row_bytes;
         const uint8_t *next = r + tile < n_rows ? here + (size_t)tile * row_bytes : ahead;
-        for (int k0 = 0; k0 < weight->n_in; k0 += LC_PANEL_ELEMS) {
-            const int n = at_most(weight->n_in - k0, LC_PANEL_ELEMS);
+        for (int k0 = 0; k0 < weight->n_in; k0 += FEW_ELEMS) {
+            const int n = at_most(weight->n_in - k0, FEW_ELEMS);
             const size_t at = lc_row_bytes(format, k0);
             unpack_tile(kernels, weight, here + at, row_bytes, at_most(n_rows - r, tile), n, next + (size_t)tile * at,
                         &panel);

@@ -18,8 +18,8 @@ INLINE void start_sum(sink *to, const int32_t *bias, int has_min, int n_subs, in
         const int32_t *bias = sub_elems == 32 ? x->bias32 : x->bias16;                                        \
         float scales[SUBS * TILE_ROWS], mins[has_min ? SUBS * TILE_ROWS : 1];                                 \
         fvec total = f_set(0);                                                                                \
-        for (int b = 0; b < n / elems; b++, ahead += TILE_ROWS * BYTES) {                                     \
-            lc_fetch(ahead, TILE_ROWS * BYTES);                                                               \
+        for (int b = 0; b < n / elems; b++) {                                                                 \
+            lc_fetch_rows(ahead, row_bytes, TILE_ROWS, (size_t)b * BYTES, (size_t)(b + 1) * BYTES);           \
             sink to;                                                                                          \
             to.scales = scales;                                                                               \
             to.mins = mins;                                                                                   \

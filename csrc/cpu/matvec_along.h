@@ -255,9 +255,8 @@ INLINE void matvec_along(const uint8_t *rows, size_t row_bytes, int n_rows, cons
     float scales[16 * TILE_ROWS], mins[16 * TILE_ROWS];
     uint8_t rest[TILE_ROWS][4 * 34];
     fvec total[FEW_TOKENS] = {f_set(0), f_set(0), f_set(0), f_set(0)};
-    size_t at = 0;
-    for (int k = 0; k < n; k += elems_of(f), ahead += TILE_ROWS * step_bytes, at += (size_t)step_bytes) {
-        lc_fetch(ahead, (size_t)(TILE_ROWS * step_bytes));
+    size_t at = 0, done = 0; /* the same but for the last step, if that is cut short */
+    for (int k = 0; k < n; k += elems_of(f), done += (size_t)step_bytes, at += (size_t)step_bytes) {
         int n_here = n_blocks;
         if (n - k < elems_of(f)) { /* fewer than four blocks: beside zeros */
             n_here = (n - k) / f->elems;
@@ -269,6 +268,7 @@ INLINE void matvec_along(const uint8_t *rows, size_t row_bytes, int n_rows, cons
         FOR_4(arrange_token, a, x, k, f->o, n - k, n_tokens);
         lc_sums sums;
         for (int j = 0; j < 4; j++) {
+            lc_fetch_rows(ahead + (size_t)(4 * j) * row_bytes, row_bytes, 4, done, done + (size_t)step_bytes);
             const quad w[4] = {f->codes(row[4 * j] + at), f->codes(row[4 * j + 1] + at), f->codes(row[4 * j + 2] + at),
                                f->codes(row[4 * j + 3] + at)};
             FOR_4(add_up_token, sums, w, a, n_tokens, f, j);
