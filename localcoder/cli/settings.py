@@ -5,7 +5,7 @@
     temperature = 0.2
 
     [prompts]
-    review = "Look for races only.\\n\\n{text}"
+    review = "Look for races only.\\n\\n{diff}"
 
 A key outside of a table is an option's name, with `_` for `-`, and counts for every command that has the option.
 """

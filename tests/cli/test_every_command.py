@@ -11,13 +11,13 @@ import pytest
 from localcoder.cli.main import COMMANDS
 from localcoder.coder import embedded_model
 
-QUICK = ("--max-tokens", "2", "--n-ctx", "2048")
+QUICK = ("--max-tokens", "2", "--n-ctx", "512")
 # Each command with FILE where a file of a user goes, MODEL for a model, OUT for a name to write to.
 LINES: dict[str, list[str]] = {
     "run": ["run", "-m", "FILE", "x = ", *QUICK],
     "run, in a pipe": ["run", "-m", "MODEL", *QUICK],
     "complete": ["complete", "-m", "MODEL", "FILE:1", *QUICK],
-    "edit": ["edit", "-m", "MODEL", "FILE", "Rename x", "--yes", "--n-ctx", "2048"],
+    "edit": ["edit", "-m", "MODEL", "FILE", "Rename x", "--yes", *QUICK],
     "explain": ["explain", "-m", "MODEL", "FILE", *QUICK],
     "test": ["test", "-m", "MODEL", "FILE", *QUICK],
     "review": ["review", "-m", "MODEL", *QUICK],

@@ -172,6 +172,15 @@ def test_a_question_that_does_not_fit_is_forgotten(desk):
     assert desk.conversation.messages == before
 
 
+def test_files_that_do_not_fit_are_forgotten(desk, tmp_path):
+    (tmp_path / "a.py").write_text("x" * 2000)
+    run_command(desk, f"/file {tmp_path / 'a.py'}")
+    with pytest.raises(ContextLengthError):
+        ask(desk, "one")
+    desk.conversation.settle()
+    assert ask(desk, "one") == desk.coder.chat("one", max_tokens=6)
+
+
 def test_help_names_every_command(desk, capsys):
     run_command(desk, "/help")
     shown = capsys.readouterr().err

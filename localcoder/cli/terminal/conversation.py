@@ -44,8 +44,13 @@ class Conversation:
         self.last: Completion | None = None
 
     def ask(self, text: str) -> Generation:
-        """The answer to `text`, which has not begun. Call `settle` when it has ended, however it did."""
+        """The answer to `text`, which has not begun. Call `settle` when it has ended, however it did.
+
+        Raises:
+            ContextLengthError: the message and its files are too long; those have to be attached again.
+        """
         files = "".join(f"{path}:\n```\n{content}```\n\n" for path, content in self._files.items())
+        self._files.clear()
         question = {"role": "user", "content": files + text}
         if self.is_chat:
             told = [*self.messages, question]
@@ -53,7 +58,6 @@ class Conversation:
         else:
             self._running = self._coder.start(files + text, **self.options)
         self.messages.append(question)
-        self._files.clear()
         return self._running
 
     def settle(self) -> None:

@@ -69,7 +69,7 @@ class AnswerView:
         width, height = self._console.size
         n_rows = _rows(self._line, width)
         coloured = self._coloured(self._line)
-        if self._line and n_rows <= height:
+        if self._line and n_rows <= height and not self._console.legacy_windows:
             self._write((f"\x1b[{n_rows - 1}A" if n_rows > 1 else "") + "\r")
             self._console.print(coloured, end="", soft_wrap=True)
         self._write("\n")
