@@ -13,10 +13,17 @@ import localcoder
 
 
 def pytest_configure() -> None:
-    """Processes that tests start import the same localcoder as the tests, and Ctrl-C works in them even where whoever
-    started pytest ignores it, as shells do in the background."""
+    """Processes that tests start find what a user's terminal gives them, whatever runs the tests.
+
+    They import the same localcoder as the tests. And signals end them: shells start jobs in the background with Ctrl-C
+    ignored, `nohup` with a hang-up ignored, and children inherit that.
+    """
     os.environ["PYTHONPATH"] = str(Path(localcoder.__file__).parents[1])
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    if "LOCALCODER_SHARED" in os.environ:
+        os.environ["LOCALCODER_SHARED"] = os.path.abspath(os.environ["LOCALCODER_SHARED"])
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -34,22 +41,6 @@ def _home_of_nobody(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LOCALCODER_HOME", str(tmp_path_factory.mktemp("home")))
         yield
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _surroundings_of_a_user() -> Iterator[None]:
-    """Processes that tests start find what a user's terminal gives them, whatever runs the tests.
-
-    They import the installed package: the project's own folder, which has no C core, is not the current one. And
-    Ctrl-C works: a shell starts background jobs with the signal ignored, which children inherit.
-    """
-    if "LOCALCODER_SHARED" in os.environ:
-        os.environ["LOCALCODER_SHARED"] = os.path.abspath(os.environ["LOCALCODER_SHARED"])
-    before, handler = os.getcwd(), signal.signal(signal.SIGINT, signal.default_int_handler)
-    os.chdir(Path(__file__).parent)
-    yield
-    os.chdir(before)
-    signal.signal(signal.SIGINT, handler)
 
 
 @pytest.fixture(scope="session")
