@@ -10,6 +10,9 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from localcoder.tokenizer.chat import chat_prompt
 from localcoder.tokenizer.infill import infill_prompt, repository_text
 from localcoder.tokenizer.tokenizer import Tokenizer
@@ -27,7 +30,7 @@ _FORMS = ("span", "line", "lines")  # of holes, equally often
 class Document:
     """Token ids, from BOS to the token that ends it. `is_whole`: worth nothing in pieces."""
 
-    ids: list[int]
+    ids: Sequence[int] | NDArray[np.uint16]
     is_whole: bool
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import logging
 import random
 import re
 import subprocess
@@ -116,6 +117,7 @@ def measure_chat(model: Path, folder: Path, n_asked: int) -> dict[str, Any]:
     chance.shuffle(pairs)
     asked = pairs[:n_asked]
     n_blocks = n_parsed = 0
+    logging.getLogger("localcoder").setLevel(logging.ERROR)  # no note for each question that a base model was asked
     with Coder(model) as coder:
         for pair in asked:
             answer = coder.chat(pair.instruction, max_tokens=_ANSWER_TOKENS)
