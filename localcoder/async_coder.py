@@ -27,7 +27,9 @@ Result_co = TypeVar("Result_co", covariant=True)
 Parameters = ParamSpec("Parameters")
 
 
-class _Runnable(Protocol[Result_co]):
+class Runnable(Protocol[Result_co]):
+    """A generation, an infill, or several texts at once."""
+
     def run(self) -> Result_co: ...
 
     def cancel(self) -> None: ...
@@ -83,7 +85,7 @@ class AsyncCoder:
             >>> asyncio.run(main()).finish_reason
             'length'
         """
-        return await self._until_done(await self._call(self.coder.start, prompt, **options))
+        return await self.run(await self._call(self.coder.start, prompt, **options))
 
     async def stream(
         self, prompt: str | Sequence[int], **options: Unpack[GenerationArguments]
@@ -98,7 +100,7 @@ class AsyncCoder:
             True
         """
         generation = await self._call(self.coder.start, prompt, **options)
-        async for piece in self._pieces(generation):
+        async for piece in self.pieces(generation):
             yield piece
 
     async def chat(
@@ -114,7 +116,7 @@ class AsyncCoder:
             True
         """
         started = await self._call(self.coder.start_chat, messages, system=system, **options)
-        return (await self._until_done(started)).text
+        return (await self.run(started)).text
 
     async def stream_chat(
         self, messages: str | Sequence[Message], *, system: str | None = None, **options: Unpack[GenerationArguments]
@@ -129,7 +131,7 @@ class AsyncCoder:
             True
         """
         generation = await self._call(self.coder.start_chat, messages, system=system, **options)
-        async for piece in self._pieces(generation):
+        async for piece in self.pieces(generation):
             yield piece
 
     async def infill(self, request: InfillRequest, **options: Unpack[GenerationArguments]) -> str:
@@ -143,7 +145,7 @@ class AsyncCoder:
             >>> "\\n" in asyncio.run(main())
             False
         """
-        return (await self._until_done(await self._call(self.coder.start_infill, request, **options))).text
+        return (await self.run(await self._call(self.coder.start_infill, request, **options))).text
 
     async def choices(
         self,
@@ -162,9 +164,7 @@ class AsyncCoder:
             >>> len(asyncio.run(main()))
             2
         """
-        return await self._until_done(
-            await self._call(self.coder.start_choices, prompt, n=n, best_of=best_of, **options)
-        )
+        return await self.run(await self._call(self.coder.start_choices, prompt, n=n, best_of=best_of, **options))
 
     async def logits(self, token_ids: Iterable[int]) -> Float32:
         """As `Coder.logits`.
@@ -232,8 +232,18 @@ class AsyncCoder:
     ) -> Result:
         return await asyncio.get_running_loop().run_in_executor(self._threads, partial(work, *args, **kwargs))
 
-    async def _until_done(self, work: _Runnable[Result]) -> Result:
-        """Runs it in a thread; if the coroutine is cancelled, cancels it and waits until it has ended."""
+    async def run(self, work: Runnable[Result]) -> Result:
+        """The result of what `start`, `start_chat`, `start_infill` or `start_choices` of the coder have begun.
+
+        If the coroutine is cancelled, the work is, too, and it has ended when the coroutine has.
+
+        Example:
+            >>> async def main():
+            ...     async with AsyncCoder(Coder()) as coder:
+            ...         return await coder.run(coder.coder.start("x = ", max_tokens=4))
+            >>> asyncio.run(main()).n_tokens <= 4
+            True
+        """
         running = asyncio.get_running_loop().run_in_executor(self._threads, work.run)
         try:
             return await asyncio.shield(running)
@@ -242,7 +252,18 @@ class AsyncCoder:
                 work.cancel()
                 await _ended(running)
 
-    async def _pieces(self, generation: Generation) -> AsyncGenerator[str, None]:
+    async def pieces(self, generation: Generation) -> AsyncGenerator[str, None]:
+        """The pieces of text of a generation that `start` or `start_chat` of the coder have begun.
+
+        Example:
+            >>> async def main():
+            ...     async with AsyncCoder(Coder()) as coder:
+            ...         generation = coder.coder.start("x = ", max_tokens=4)
+            ...         return [piece async for piece in coder.pieces(generation)], generation.completion
+            >>> pieces, done = asyncio.run(main())
+            >>> "".join(pieces) == done.text
+            True
+        """
         loop = asyncio.get_running_loop()
         pieces: asyncio.Queue[str | None] = asyncio.Queue()
 
