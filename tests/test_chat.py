@@ -80,14 +80,15 @@ def test_wrong_messages_and_a_base_model(coder, tmp_path, caplog):
 
 
 def test_a_conversation_goes_on_from_what_was_said(coder):
-    from localcoder.cli.run import _Conversation
+    from localcoder.cli.terminal.conversation import Conversation
 
-    talk = _Conversation(coder, "S")
-    first = talk.ask("one", max_tokens=5, temperature=1, seed=1)
-    answer = "".join(first)
+    options = {"max_tokens": 5, "temperature": 1, "seed": 1}
+    talk = Conversation(coder, is_chat=True, system="S", options=options)
+    answer = "".join(talk.ask("one"))
+    talk.settle()
     with pytest.raises(OptionError):
-        talk.ask("wrong", top_p=2)
-    second = talk.ask("two", max_tokens=5)
+        talk.set_option("top_p", "2")
+    second = talk.ask("two")
     expected = [
         {"role": "system", "content": "S"},
         {"role": "user", "content": "one"},

@@ -48,16 +48,17 @@ def test_the_answer_goes_on_from_the_very_character(coder, at):
 def watch(coder, infill) -> tuple[bytes, int]:
     """The bytes of all tokens that an infill samples, and how many of them its text leaves out."""
     tokens, skipped = [], []
-    timed = infill._generation._timed_tokens
+    generation = infill._generation
+    sampled, decoder = generation._tokens, generation._transcript.decoder
+    skip = decoder.skip
+    decoder.skip = lambda n: (skipped.append(n), skip(n))
 
-    def watched(decoder):
-        skip = decoder.skip
-        decoder.skip = lambda n: (skipped.append(n), skip(n))
-        for token in timed(decoder):
+    def watched():
+        for token in sampled():
             tokens.append(token)
             yield token
 
-    infill._generation._timed_tokens = watched
+    generation._tokens = watched
     infill.run()
     return b"".join(map(coder.tokenizer.token_bytes, tokens)), sum(skipped)
 
