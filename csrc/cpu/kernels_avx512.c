@@ -11,22 +11,38 @@ enum { TILE_TOKENS = 12 };
 
 /* --- q8 ------------------------------------------------------------------------------------------------------- */
 
+/* The largest magnitude of 32 values; NaN if one is not finite, because the bits of those are the largest. */
+INLINE float extreme_of(__m512 a, __m512 b) {
+    const __m512i ia = _mm512_castps_si512(_mm512_abs_ps(a)), ib = _mm512_castps_si512(_mm512_abs_ps(b));
+    const uint32_t bits = _mm512_reduce_max_epu32(_mm512_max_epu32(ia, ib));
+    float extreme;
+    memcpy(&extreme, &bits, 4);
+    return bits < 0x7F800000 ? extreme : NAN;
+}
+
+/* The sums of each half of 32 codes. */
+INLINE void sums_of_halves(__m256i codes, int *low, int *high) {
+    const __m256i biased = _mm256_xor_si256(codes, _mm256_set1_epi8((char)0x80)); /* unsigned: 128 more */
+    const __m256i eights = _mm256_sad_epu8(biased, _mm256_setzero_si256());
+    const __m256i halves = _mm256_add_epi64(eights, _mm256_bsrli_epi128(eights, 8));
+    *low = _mm_cvtsi128_si32(_mm256_castsi256_si128(halves)) - 16 * 128;
+    *high = _mm_cvtsi128_si32(_mm256_extracti128_si256(halves, 1)) - 16 * 128;
+}
+
 static void quantize_q8(const float *x, int n, const lc_q8_block *block, int t) {
     const size_t stride = (size_t)block->n_tokens;
     for (int g = 0; g < n / LC_GROUP; g++, x += LC_GROUP) {
         const __m512 a = _mm512_loadu_ps(x), b = _mm512_loadu_ps(x + 16);
-        const float top = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(a), _mm512_abs_ps(b)));
-        const __m512 zero = _mm512_setzero_ps(); /* times a value that is not finite: NaN */
-        const float poison = _mm512_reduce_add_ps(_mm512_add_ps(_mm512_mul_ps(a, zero), _mm512_mul_ps(b, zero)));
-        const float scale = top / 127.0f + poison;
-        const __m512 inverse = _mm512_set1_ps(lc_q8_inverse(top));
-        const __m512i qa = _mm512_cvtps_epi32(_mm512_mul_ps(a, inverse));
-        const __m512i qb = _mm512_cvtps_epi32(_mm512_mul_ps(b, inverse));
+        const float extreme = extreme_of(a, b), scale = extreme / 127.0f;
+        const __m512 inverse = _mm512_set1_ps(lc_q8_inverse(extreme));
+        const __m128i low_codes = _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(_mm512_mul_ps(a, inverse)));
+        const __m128i high_codes = _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(_mm512_mul_ps(b, inverse)));
+        const __m256i both = _mm256_set_m128i(high_codes, low_codes);
         int32_t codes[8];
-        _mm_storeu_si128((__m128i *)codes, _mm512_cvtsepi32_epi8(qa));
-        _mm_storeu_si128((__m128i *)(codes + 4), _mm512_cvtsepi32_epi8(qb));
+        _mm256_storeu_si256((__m256i *)(void *)codes, both);
         for (int i = 0; i < 8; i++) memcpy(lc_q8_codes(block, g * LC_GROUP + 4 * i, t), &codes[i], 4);
-        const int low = _mm512_reduce_add_epi32(qa), high = _mm512_reduce_add_epi32(qb);
+        int low, high;
+        sums_of_halves(both, &low, &high);
         const size_t at = (size_t)g * stride + (size_t)t, at16 = 2 * (size_t)g * stride + (size_t)t;
         block->scales[at] = scale;
         block->bias32[at] = -CODE_BIAS * (low + high);
