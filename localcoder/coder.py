@@ -36,7 +36,8 @@ class Coder(Readings):
     computed is kept for later calls whose prompts begin the same way. `AsyncCoder` is the same for asyncio.
 
     Args:
-        path: a GGUF file; default: the small demonstration model inside the package.
+        path: a GGUF file, or (as a string) the name of a model that `localcoder list` shows; default: the small
+            demonstration model inside the package.
         n_ctx: positions of the context; default: what the model was trained for.
         threads: default: the cores this process may use.
         device: "auto", or a device that `localcoder devices` lists.

@@ -18,6 +18,7 @@ from localcoder.files.gguf_reader import GGUFFile
 from localcoder.model.engine import N_UBATCH, Engine
 from localcoder.session.pool import SessionPool
 from localcoder.session.saved import load_session, save_session
+from localcoder.store.folder import find_model
 from localcoder.tokenizer.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ class OpenedModel:
         kv_type: str = "f16",
     ) -> None:
         with contextlib.ExitStack() as resources:
-            self.path = Path(path) if path is not None else resources.enter_context(embedded_model())
+            self.path = _found(path) if path is not None else resources.enter_context(embedded_model())
             file = GGUFFile.open(self.path)
             self._tokenizer = Tokenizer.from_gguf(file)
 
@@ -185,6 +186,10 @@ class OpenedModel:
     def _require_open(self) -> None:
         if self._closed:
             raise OptionError(f"the Coder of {self.path.name} is closed")
+
+
+def _found(path: str | os.PathLike[str]) -> Path:
+    return find_model(path) if isinstance(path, str) else Path(path)
 
 
 def embedded_model() -> AbstractContextManager[Path]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from localcoder.coder import Coder, embedded_model
 from localcoder.errors import FileError, OptionError
 from localcoder.store.folder import find_model, find_stored, home, path_of, remove, stored_models
 from localcoder.store.names import SHORT_NAMES, ModelName, parse_name, require_name
@@ -83,6 +84,15 @@ def test_a_path_comes_before_a_name(folder, tmp_path, monkeypatch):
     put(tmp_path / "owner" / "one")
     assert find_model("owner/one") == Path("owner/one")
     assert find_model("missing.gguf") == Path("missing.gguf")
+
+
+def test_a_coder_takes_a_name(folder):
+    with embedded_model() as path:
+        put(folder / "owner" / "one" / "q4_0.gguf").write_bytes(path.read_bytes())
+    with Coder("owner/one") as coder:
+        assert coder.path == folder / "owner" / "one" / "q4_0.gguf"
+    with pytest.raises(FileError, match="`localcoder pull owner/two` fetches it"):
+        Coder("owner/two")
 
 
 def test_removing(folder):
