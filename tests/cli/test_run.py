@@ -11,6 +11,8 @@ import time
 import pytest
 
 from localcoder import Coder
+from localcoder.files.gguf_reader import GGUFFile
+from localcoder.tokenizer.tokenizer import Tokenizer
 
 PROMPT = "def f(x):\n    return "
 posix_only = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals and terminals")
@@ -97,7 +99,10 @@ def test_a_full_context_is_said(cli, model):
 
 
 def endless(model, *more: object) -> list[object]:
-    return ["run", model, PROMPT, "--max-tokens", 4000, "--temperature", 9, "--top-k", 0, "--top-p", 1, *more]
+    sampling = ["--temperature", 9, "--top-k", 0, "--top-p", 1]
+    ends = Tokenizer.from_gguf(GGUFFile.open(model)).stop_ids
+    biases = [word for token in ends for word in ("--logit-bias", f"{token}=-1000")]
+    return ["run", model, PROMPT, "--max-tokens", 4000, *sampling, *biases, *more]
 
 
 @posix_only
