@@ -35,6 +35,7 @@ _WEIGHTS = (
     re.compile(r"[\w.-]+\.safetensors(\.index\.json)?"),
     re.compile(r"pytorch_model[\w.-]*\.bin(\.index\.json)?"),
 )
+_GGUF = re.compile(r"[^/\\:\0]+\.gguf", re.IGNORECASE)  # in no folder, on no system
 _TYPE = re.compile(r"(?<![a-z0-9_])(i?q[0-9]\w*|tq[0-9]\w*|mxfp4\w*|bf16|f16|f32)(?![a-z0-9_])")
 _SPLIT = re.compile(r"-[0-9]{5}-of-[0-9]{5}\.gguf")
 _N_RETRIES = 4
@@ -96,7 +97,7 @@ class Repository:
         """Its GGUF files by type; by name where that says no type."""
         found = {}
         for file in self.files:
-            if file.name.lower().endswith(".gguf") and "/" not in file.name:
+            if _GGUF.fullmatch(file.name):
                 stem = file.name[: -len(".gguf")].lower()
                 types = _TYPE.findall(stem.replace("-", " ").replace(".", " "))
                 found[types[-1] if types else re.sub(r"\W", "_", stem)[:40]] = file
