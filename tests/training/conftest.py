@@ -31,7 +31,8 @@ def settings() -> Settings:
         trial.model, n_vocab=512, n_layer=2, n_embd=64, n_head=4, n_head_kv=2, n_ff=96, n_ctx_train=512
     )
     documents = dataclasses.replace(trial.documents, row_tokens=128, fim_characters=200, passes=2)
-    return Settings("f32", model, documents, dataclasses.replace(trial.training, batch_rows=8))
+    training = dataclasses.replace(trial.training, batch_rows=8, warmup_tokens=8192)
+    return Settings("f32", model, documents, training)
 
 
 @pytest.fixture(scope="session")

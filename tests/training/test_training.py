@@ -5,7 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import signal
+import subprocess
+import sys
 import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,7 +31,9 @@ from localcoder.convert.recipes import recipe_by_name
 from localcoder.errors import FileError, OptionError
 from localcoder.quants.search import requantize
 
-PLAN = Plan(minutes=None, steps=6, device="cpu", dtype=torch.float32, compiled=False, micro_rows=4)
+TOOL = Path(__file__).parents[2] / "tools" / "train"
+STEP = 8 * 128  # tokens
+PLAN = Plan(device="cpu", dtype=torch.float32, compiled=False, micro_rows=4, tokens=6 * STEP)
 
 
 @pytest.fixture(autouse=True)
@@ -58,7 +65,7 @@ def test_a_resumed_training_is_the_uninterrupted_one_bit_for_bit(work, settings,
 
 
 def test_the_loss_falls(work, settings):
-    losses, trainer = train(work, settings, dataclasses.replace(PLAN, steps=100), 100)
+    losses, trainer = train(work, settings, dataclasses.replace(PLAN, tokens=100 * STEP), 100)
     assert abs(losses[0] - np.log(settings.model.n_vocab)) < 0.2  # it knows nothing yet
     assert np.mean(losses[-3:]) < losses[0] - 1.5
     assert trainer.heldout_loss() < losses[0] - 1
@@ -79,22 +86,47 @@ def test_every_row_of_a_pass_comes_once(work, settings):
     assert {row.tobytes() for row in later.numpy()} <= {row.tobytes() for row in trainer._passes[1].astype(np.int64)}
 
 
-def test_rates_rise_and_fall(work, settings):
-    trainer = Trainer(work, settings, dataclasses.replace(PLAN, steps=1000))
+def rates_of(trainer: Trainer, n_steps: int) -> list[float]:
     rates = []
-    for step in range(1000):
-        trainer.progress.step = step
+    for _ in range(n_steps):
         rates.append(trainer.rate())
-    assert 0 < rates[0] < 0.1
-    assert max(rates) == pytest.approx(1, abs=0.01)
-    assert rates.index(max(rates)) < 30
-    assert rates[500] == pytest.approx(0.51, abs=0.01)
-    assert 0 < rates[-1] < 0.01
+        trainer.progress.tokens += STEP
+    return rates
+
+
+def test_rates_rise_stay_and_fall(work, settings):
+    rates = rates_of(Trainer(work, settings, dataclasses.replace(PLAN, tokens=1000 * STEP)), 1000)
+    assert rates[:8] == pytest.approx(np.arange(1, 9) / 8)
+    assert set(rates[8:800]) == {1.0}
+    assert rates[800:] == pytest.approx(np.arange(200, 0, -1) / 200)
+
+
+def test_the_end_can_be_decided_late(work, settings):
+    """Without an end the rates stay; from where it is decided on they fall, through every resumption."""
+    endless = dataclasses.replace(PLAN, tokens=None)
+    trainer = Trainer(work, settings, endless)
+    assert rates_of(trainer, 400)[8:] == [1.0] * 392
+    trainer.save()
+    deciding = Trainer(work, settings, dataclasses.replace(endless, decay=True))
+    deciding.resume()
+    assert deciding.progress.total_tokens == 500 * STEP
+    assert rates_of(deciding, 40) == pytest.approx(np.arange(100, 60, -1) / 100)
+    deciding.save()
+    going_on = Trainer(work, settings, endless)
+    going_on.resume()
+    assert rates_of(going_on, 60) == pytest.approx(np.arange(60, 0, -1) / 100)
+    assert going_on.is_done
+    going_on.save()
+    with pytest.raises(OptionError, match="of 512,000; to go on, give more"):
+        Trainer(work, settings, endless).resume()
+    longer = Trainer(work, settings, dataclasses.replace(PLAN, tokens=1000 * STEP))
+    longer.resume()
+    assert longer.rate() == 1.0
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_and_stops(work, settings, number):
-    trainer = Trainer(work, settings, dataclasses.replace(PLAN, steps=10**6))
+    trainer = Trainer(work, settings, dataclasses.replace(PLAN, tokens=None))
     told = []
 
     def tell(text: str) -> None:
@@ -103,7 +135,7 @@ def test_a_signal_saves_and_stops(work, settings, number):
             threading.Timer(0.05, signal.raise_signal, [number]).start()
 
     before = signal.getsignal(number)
-    assert not trainer.run(tell)
+    assert trainer.run(tell) == "interrupted"
     assert signal.getsignal(number) is before
     state = read_state(work.state)
     assert state["progress"]["step"] == trainer.progress.step >= 1
@@ -112,19 +144,52 @@ def test_a_signal_saves_and_stops(work, settings, number):
     assert not list(work.folder.glob("*.tmp"))
 
 
-def test_time_ends_a_training_too(work, settings):
-    trainer = Trainer(work, settings, dataclasses.replace(PLAN, steps=None, minutes=0.01))
-    assert trainer.run(lambda text: None)
-    assert trainer.progress.seconds >= 0.6
-    assert trainer.progress.log[-1]["heldout_loss"] > 0
+def test_time_ends_a_sitting_and_tokens_the_training(work, settings):
+    sitting = Trainer(work, settings, dataclasses.replace(PLAN, tokens=None, minutes=0.01))
+    assert sitting.run(lambda text: None) == "time"
+    done = sitting.progress.tokens
+    assert done > 0
+    last = Trainer(work, settings, dataclasses.replace(PLAN, tokens=done + 2 * STEP))
+    last.resume()
+    assert last.run(lambda text: None) == "done"
+    assert last.progress.tokens == done + 2 * STEP
+    assert last.progress.log[-1]["heldout_loss"] > 0
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
+def test_a_killed_training_goes_on_from_what_was_saved_last(work, settings, tmp_path):
+    """Stopped and continued it minds nothing; killed in the middle it loses no more than what came after a save."""
+    path = tmp_path / "settings.json"
+    path.write_text(json.dumps({"tiny": dataclasses.asdict(settings)}), encoding="utf-8")
+    command = [sys.executable, str(TOOL), "--work", str(work.folder), "--settings", str(path), "--profile", "tiny"]
+    command += ["train", "--no-compile", "--dtype", "f32", "--device", "cpu", "--save-minutes", "0.001"]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+        try:
+            wait_for(lambda: work.state.exists() and read_state(work.state)["progress"]["step"] >= 3)
+            process.send_signal(signal.SIGSTOP)
+            before = read_state(work.state)["progress"]["step"]
+            process.send_signal(signal.SIGCONT)
+            wait_for(lambda: read_state(work.state)["progress"]["step"] > before)
+        finally:
+            process.kill()
+    state = read_state(work.state)
+    resumed = Trainer(work, settings, dataclasses.replace(PLAN, tokens=None))
+    resumed.resume()
+    assert resumed.progress.step == state["progress"]["step"] > before
+    resumed.step()
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 def test_wrong_beginnings(work, settings):
     other = dataclasses.replace(settings, model=dataclasses.replace(settings.model, n_vocab=1024))
     with pytest.raises(FileError, match="the settings have"):
         Trainer(work, other, PLAN)
-    with pytest.raises(OptionError, match="give --minutes or --steps"):
-        Trainer(work, settings, dataclasses.replace(PLAN, minutes=1.0))
     with pytest.raises(OptionError, match="3 rows at a time"):
         Trainer(work, settings, dataclasses.replace(PLAN, micro_rows=3))
     with pytest.raises(FileError, match="run the stage `train` first"):
@@ -219,7 +284,7 @@ def test_stages_by_the_command_line(work, settings, tmp_path):
     path = tmp_path / "settings.json"
     path.write_text(json.dumps({"tiny": dataclasses.asdict(settings)}), encoding="utf-8")
     common = ["--work", str(work.folder), "--settings", str(path), "--profile", "tiny"]
-    options = ["--steps", "2", "--no-compile", "--dtype", "f32", "--device", "cpu"]
+    options = ["--tokens", str(2 * STEP), "--no-compile", "--dtype", "f32", "--device", "cpu"]
 
     def run(*arguments: str) -> tuple[int, str]:
         result = CliRunner().invoke(main, [*common, *arguments])
@@ -232,7 +297,12 @@ def test_stages_by_the_command_line(work, settings, tmp_path):
     code, output = run("train", *options)
     assert code == 2
     assert "give --resume, or remove it" in output
-    assert run("train", *options, "--resume")[0] == 0
+    code, output = run("train", *options, "--decay")
+    assert code == 2
+    assert "give it with --resume and without --tokens" in output
+    options[1] = str(4 * STEP)
+    code, output = run("train", *options, "--resume")
+    assert code == 0, output
     code, output = run("export")
     assert code == 0, output
     (model,) = work.folder.glob("*.gguf")
@@ -242,7 +312,7 @@ def test_stages_by_the_command_line(work, settings, tmp_path):
     code, output = run("report", "--holes", "2", "--asked", "2")
     assert code == 0, output
     found = json.loads(work.figures.read_text(encoding="utf-8"))
-    assert found["trained_tokens"] == 2 * 8 * settings.documents.row_tokens
+    assert found["trained_tokens"] == 4 * STEP
     assert 2 < found["perplexity"]["perplexity"] < 600  # hardly better than chance
     assert [hole["n_holes"] for hole in found["fim"]] == [2, 2, 2]
     card = work.card.read_text(encoding="utf-8")

@@ -105,21 +105,23 @@ def pack(obj: tuple[Work, Settings], workers: int, seed: int) -> None:
 
 
 @main.command()
-@click.option("--minutes", type=click.FloatRange(min=0, min_open=True), help="Train so long, compiling included.")
-@click.option("--steps", type=click.IntRange(1), help="Train so many steps.")
+@click.option("--tokens", type=click.IntRange(1), help="Of the whole training; with the last the rates are at zero.")
+@click.option("--decay", is_flag=True, help="With --resume: let the rates fall from here on, and so end the training.")
+@click.option("--minutes", type=click.FloatRange(min=0, min_open=True), help="Stop after so long; --resume goes on.")
 @click.option("--from", "checkpoint", type=click.Path(path_type=Path), help="Start from an earlier checkpoint.")
 @click.option("--resume", is_flag=True, help="Go on where a training was stopped.")
 @click.option("--device", help="[default: cuda where there is one, else cpu]")
 @click.option("--dtype", type=click.Choice(["auto", "bf16", "f32"]), default="auto", show_default=True)
 @click.option("--compile/--no-compile", "compiled", default=True, show_default=True)
 @click.option("--micro-rows", type=click.IntRange(1), default=8, show_default=True, help="Rows computed at a time.")
-@click.option("--save-minutes", type=float, default=5.0, show_default=True)
+@click.option("--save-minutes", type=float, default=3.0, show_default=True)
 @click.option("--seed", default=0, show_default=True)
 @click.pass_obj
 def train(
     obj: tuple[Work, Settings],
+    tokens: int | None,
+    decay: bool,
     minutes: float | None,
-    steps: int | None,
     checkpoint: Path | None,
     resume: bool,
     device: str | None,
@@ -129,7 +131,7 @@ def train(
     save_minutes: float,
     seed: int,
 ) -> None:
-    """Train. Ctrl-C saves and stops; --resume goes on, to the same --minutes or --steps."""
+    """Train to the end that --tokens or --decay sets. Ctrl-C saves and stops; --resume goes on."""
     import torch
 
     from .export import read_weights
@@ -138,18 +140,22 @@ def train(
     work, settings = obj
     if resume and checkpoint:
         raise OptionError("--resume goes on with its own weights; leave out --from")
+    if decay and (tokens is not None or not resume):
+        raise OptionError("--decay ends a training that was begun: give it with --resume and without --tokens")
     if work.state.exists() and not resume:
         raise OptionError(f"{work.state} is there from an earlier training: give --resume, or remove it")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     kind = {"auto": best_dtype(device), "bf16": torch.bfloat16, "f32": torch.float32}[dtype]
-    plan = Plan(minutes, steps, device, kind, compiled, micro_rows, save_minutes, seed)
+    plan = Plan(device, kind, compiled, micro_rows, tokens, decay, minutes, save_minutes, seed)
     trainer = Trainer(work, settings, plan, read_weights(checkpoint) if checkpoint else None)
     if resume:
         trainer.resume()
     n_weights = sum(weight.numel() for weight in trainer.model.parameters())
     _say(f"{n_weights / 1e6:.2f}M parameters on {device}, {kind}")
-    if not trainer.run(_say):
-        _say(f"stopped after {trainer.share_done:.1%}; --resume goes on")
+    ended = trainer.run(_say)
+    if ended != "done":
+        _say(f"stopped after {trainer.amount}; --resume goes on")
+    if ended == "interrupted":
         sys.exit(130)
 
 

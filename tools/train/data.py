@@ -8,7 +8,6 @@ import lzma
 import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from localcoder.errors import OptionError
@@ -113,7 +112,3 @@ def read_corpus(work: Work) -> Iterator[Source]:
     with lzma.open(require(work.corpus, "data"), "rt", encoding="utf-8") as f:
         for line in f:
             yield Source(*json.loads(line))
-
-
-def read_leave_out(path: Path | None) -> str:
-    return path.read_text(encoding="utf-8") if path else ""

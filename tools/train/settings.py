@@ -64,7 +64,8 @@ class TrainingSettings:
     Attributes:
         batch_rows: rows of tokens in a step.
         muon_lr, adamw_lr: highest learning rates, of the hidden matrices and of everything else.
-        warmup_share: of the training in which the learning rates grow; then they fall to zero.
+        warmup_tokens: in which the learning rates grow.
+        decay_share: of the whole training, at its end, in which they fall to zero.
         clip: largest norm of the gradient.
     """
 
@@ -72,7 +73,8 @@ class TrainingSettings:
     muon_lr: float
     adamw_lr: float
     weight_decay: float
-    warmup_share: float
+    warmup_tokens: int
+    decay_share: float
     clip: float
 
 

@@ -1,7 +1,8 @@
 """Stage `train`: goes through the rows, and can be stopped and resumed at any step.
 
 Muon (https://kellerjordan.github.io/posts/muon/) moves the matrices inside the layers, AdamW everything else. The
-learning rates grow, then fall in a straight line to zero at the end of the time or the steps given.
+learning rates grow, stay, and at the end fall in a straight line to zero (https://arxiv.org/abs/2404.06395), all of it
+counted in tokens; so how long to train can be decided as late as when they begin to fall.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -40,29 +41,33 @@ class Plan:
     """How long, where and how to train.
 
     Attributes:
-        minutes, steps: one of them ends the training, whichever is not None.
+        tokens: of the whole training, all sittings together; None: as the saved state says, or without end.
+        decay: whether the learning rates begin to fall where the saved training is, which so gets its end.
+        minutes: of this sitting; None: until the end.
         micro_rows: rows computed at a time; as many as memory allows.
         save_minutes: time between two saves.
         dtype: that matrices are multiplied in.
     """
 
-    minutes: float | None
-    steps: int | None
     device: str
     dtype: torch.dtype
     compiled: bool
     micro_rows: int
-    save_minutes: float = 5.0
+    tokens: int | None = None
+    decay: bool = False
+    minutes: float | None = None
+    save_minutes: float = 3.0
     seed: int = 0
 
 
 @dataclass
 class Progress:
-    """How far the training is; `log` has a line for every ten steps."""
+    """How far the training is, and, once that is known, how far it goes; `log` has a line for every ten steps."""
 
     step: int = 0
     seconds: float = 0.0
     tokens: int = 0
+    total_tokens: int | None = None
     log: list[dict[str, float]] = field(default_factory=list)
 
 
@@ -82,12 +87,10 @@ class Trainer:
 
     Raises:
         FileError: the stage `pack` has not run, or for another vocabulary or row length.
-        OptionError: neither or both of minutes and steps, or weights of another shape.
+        OptionError: weights of another shape, or fewer rows than a step takes.
     """
 
     def __init__(self, work: Work, settings: Settings, plan: Plan, weights: dict[str, Tensor] | None = None) -> None:
-        if (plan.minutes is None) == (plan.steps is None):
-            raise OptionError("give --minutes or --steps, one of them")
         about = read_about(work)
         expected = {"row_tokens": settings.documents.row_tokens, "n_vocab": settings.model.n_vocab}
         found = {key: about[key] for key in expected}
@@ -101,7 +104,7 @@ class Trainer:
         self._heldout = map_rows(heldout_file(work), about["row_tokens"])
         if min(map(len, self._passes)) < settings.training.batch_rows:
             raise OptionError(f"a pass has {min(map(len, self._passes))} rows, less than a step takes")
-        self.progress = Progress()
+        self.progress = Progress(total_tokens=plan.tokens)
         self.model = Llama(settings.model)
         self.model.initialize(plan.seed)
         if weights is not None:
@@ -122,34 +125,35 @@ class Trainer:
         return [muon, adamw]
 
     @property
-    def share_done(self) -> float:
-        """0 to 1."""
-        if self._plan.steps is not None:
-            return self.progress.step / self._plan.steps
-        return self.progress.seconds / (60 * (self._plan.minutes or 0) or math.inf)
+    def is_done(self) -> bool:
+        return self.progress.total_tokens is not None and self.progress.tokens >= self.progress.total_tokens
 
-    def run(self, tell: Callable[[str], None]) -> bool:
-        """Trains until the end, or until Ctrl-C or SIGTERM; saves on the way and then. Returns whether it is done.
+    def run(self, tell: Callable[[str], None]) -> Literal["done", "time", "interrupted"]:
+        """Trains until the end, to the end of the sitting, or until Ctrl-C or SIGTERM; saves on the way and then.
 
         Raises:
             NumericsError: the loss is not finite.
             OutputError: the state cannot be saved.
         """
-        saved = time.monotonic()
+        begun = saved = time.monotonic()
         with _interruptible() as interrupted:
-            while self.share_done < 1 and not interrupted():
-                begun = time.monotonic()
+            while not (self.is_done or interrupted() or self._is_over(begun)):
+                before = time.monotonic()
                 loss = self.step()
-                self.progress.seconds += time.monotonic() - begun
+                self.progress.seconds += time.monotonic() - before
                 self._note(loss, tell)
                 if time.monotonic() - saved > 60 * self._plan.save_minutes:
                     self.save()
                     saved = time.monotonic()
-        if self.share_done >= 1:
+            stopped = interrupted()
+        if self.is_done:
             self.progress.log.append({"step": self.progress.step, "heldout_loss": self.heldout_loss()})
             tell(f"held-out perplexity {math.exp(self.progress.log[-1]['heldout_loss']):.2f}")
         self.save()
-        return self.share_done >= 1
+        return "done" if self.is_done else "interrupted" if stopped else "time"
+
+    def _is_over(self, begun: float) -> bool:
+        return self._plan.minutes is not None and time.monotonic() - begun >= 60 * self._plan.minutes
 
     def step(self) -> float:
         """One step of all optimizers; returns the mean loss of its rows."""
@@ -177,9 +181,13 @@ class Trainer:
 
     def rate(self) -> float:
         """What share of the highest learning rate the next step has."""
-        warmup, done = self._settings.training.warmup_share, self.share_done
-        rising = (done + 1e-3) / warmup if warmup else 1.0
-        return max(min(rising, 1.0, (1 - done) / (1 - warmup)), 0.0)
+        training, progress = self._settings.training, self.progress
+        step_tokens = training.batch_rows * self._settings.documents.row_tokens
+        rising = (progress.tokens + step_tokens) / training.warmup_tokens if training.warmup_tokens else 1.0
+        if progress.total_tokens is None:
+            return min(rising, 1.0)
+        falling = (progress.total_tokens - progress.tokens) / (training.decay_share * progress.total_tokens)
+        return max(min(rising, 1.0, falling), 0.0)
 
     def _batch(self, step: int, n_rows: int) -> Tensor:
         """The rows of a step: int64 [n_rows, row_tokens]. Every pass has an order of its own; what is less than a step
@@ -217,7 +225,13 @@ class Trainer:
         line = {"step": progress.step, "seconds": round(progress.seconds, 1), "tokens": progress.tokens, "loss": loss}
         speed = progress.tokens / max(progress.seconds, 1e-9)
         progress.log.append(line)
-        tell(f"step {progress.step}  {self.share_done:.1%}  loss {loss:.4f}  {speed:,.0f} tokens/s")
+        tell(f"step {progress.step}  {self.amount}  loss {loss:.4f}  rate {self.rate():.2f}  {speed:,.0f} tokens/s")
+
+    @property
+    def amount(self) -> str:
+        """How much is done, in words."""
+        total = self.progress.total_tokens
+        return f"{self.progress.tokens:,} tokens" + (f" of {total:,}" if total else "")
 
     def save(self) -> None:
         """Writes the state and the log, each as a whole."""
@@ -232,16 +246,23 @@ class Trainer:
         write_file(self._work.log, "".join(json.dumps(line) + "\n" for line in self.progress.log).encode())
 
     def resume(self) -> None:
-        """Goes on from the saved state.
+        """Goes on from the saved state, to the plan's end if that has one, else to the state's.
 
         Raises:
-            FileError: there is none, or it is of another model.
+            FileError: there is none, or it is damaged.
+            OptionError: it is of another model, or beyond the end.
         """
         state = read_state(self._work.state)
         load_weights(self.model, state["model"])
         for optimizer, saved in zip(self._optimizers, state["optimizers"]):
             optimizer.load_state_dict(saved)
-        self.progress = Progress(**state["progress"])
+        progress = self.progress = Progress(**state["progress"])
+        if self._plan.decay:
+            progress.total_tokens = math.ceil(progress.tokens / (1 - self._settings.training.decay_share))
+        elif self._plan.tokens is not None:
+            progress.total_tokens = self._plan.tokens
+        if self.is_done:
+            raise OptionError(f"{self._work.state} has {self.amount}; to go on, give more with --tokens")
 
 
 def read_state(path: Path) -> dict[str, Any]:
