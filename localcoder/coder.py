@@ -44,6 +44,9 @@ class Coder(Readings):
         n_sequences: how many full contexts the KV cache holds, for that many long texts at the same time.
         n_ubatch: most tokens computed in one step.
         kv_type: format of the KV cache: "f16", or "q8_0" or "q4_0", which take a half or a quarter of its memory.
+        draft: a smaller model of the same vocabulary, by its file or name or as a Coder (which stays open), that guesses
+            tokens for this one to check, several in one step. Greedy text stays the same, and what is drawn at random
+            is equally distributed.
 
     Attributes:
         path: the file.
@@ -121,7 +124,7 @@ class Coder(Readings):
         checked = _checked(options)
         self._require_open()
         tokens = self._tokenizer.tokenize(prompt) if isinstance(prompt, str) else self._ids(prompt)
-        return Generation(self._pool.lend, self._tokenizer, self.n_vocab, tokens, checked)
+        return Generation(self._pool.lend, self._tokenizer, self.n_vocab, tokens, checked, draft=self._draft)
 
     def infill(
         self,
@@ -176,7 +179,7 @@ class Coder(Readings):
         self._require_open()
         if self.is_instruct:
             log.warning("%s: %s", self.path.name, INSTRUCT_NOTE)
-        return Infill(request, self._pool.lend, self._tokenizer, self.n_vocab, self.n_ctx, checked)
+        return Infill(request, self._pool.lend, self._tokenizer, self.n_vocab, self.n_ctx, checked, self._draft)
 
     def chat(
         self, messages: str | Sequence[Message], *, system: str | None = None, **options: Unpack[GenerationArguments]
@@ -218,7 +221,7 @@ class Coder(Readings):
         checked = _checked(options)
         self._require_open()
         tokens = self._conversation(messages, system, checked)
-        return Generation(self._pool.lend, self._tokenizer, self.n_vocab, tokens, checked)
+        return Generation(self._pool.lend, self._tokenizer, self.n_vocab, tokens, checked, draft=self._draft)
 
     def choices(
         self,

@@ -23,6 +23,7 @@ from localcoder import Coder
 from localcoder.session.lookup import Lookup
 from localcoder.session.sampler import Sampler
 from localcoder.session.session import Session
+from localcoder.session.speculation import Speculation
 
 Task = tuple[str, str, str]  # kind, prompt, answer
 
@@ -33,7 +34,7 @@ class Replay(Sampler):
     def __init__(self, n_prompt: int, answer: Sequence[int]) -> None:
         self._n_prompt, self._answer = n_prompt, answer
 
-    def sample(self, logits: object, history: Sequence[int], constraint: object = None) -> int:
+    def sample(self, logits: object, history: Sequence[int], constraint: object = None, guess: object = None) -> int:
         return self._answer[len(history) - self._n_prompt]
 
 
@@ -63,11 +64,12 @@ def replay(coder: Coder, prompt: str, answer: str, n_tokens: int, *, speculate: 
     ids, target = coder.tokenize(prompt), coder.tokenize(answer, bos=False)[:n_tokens]
     with closing(Session(coder.engine)) as session:
         session.sync(ids)
-        lookup = Lookup(ids) if speculate else None
+        speculation = Speculation(Lookup(ids)) if speculate else None
         start = time.perf_counter()
-        for _ in session.generate(ids, Replay(len(ids), target), max_tokens=len(target), lookup=lookup):
+        chooser = Replay(len(ids), target)
+        for _ in session.generate(ids, chooser, max_tokens=len(target), speculation=speculation):
             pass
-        return time.perf_counter() - start, len(target), lookup.n_accepted if lookup else 0
+        return time.perf_counter() - start, len(target), speculation.n_accepted if speculation else 0
 
 
 @click.command()

@@ -15,6 +15,7 @@ import click
 from localcoder.assist.prompts import fill_prompt, language_of
 from localcoder.cli.common import (
     device_option,
+    draft_option,
     echo_json,
     generation_options,
     given,
@@ -49,11 +50,13 @@ class Asking:
     device: str
     kv_type: str
     n_ctx: int | None
+    draft: Path | None
     as_json: bool
 
     def open(self) -> Coder:
         """The model."""
-        return open_coder(self.model, n_ctx=self.n_ctx, threads=self.threads, device=self.device, kv_type=self.kv_type)
+        names = ("n_ctx", "threads", "device", "kv_type", "draft")
+        return open_coder(self.model, **{name: getattr(self, name) for name in names})
 
 
 def asking_options(command: Decorated) -> Decorated:
@@ -66,6 +69,7 @@ def asking_options(command: Decorated) -> Decorated:
         device_option,
         kv_type_option,
         n_ctx_option,
+        draft_option,
         json_option,
     )
 

@@ -160,9 +160,10 @@ def _diverge(
     """Runs the base and all models side by side, so that nobody's logits need to be kept."""
     import numpy as np
 
-    from localcoder.measure.divergence import check_same_vocabulary, compare_pieces
+    from localcoder.measure.divergence import compare_pieces
     from localcoder.measure.perplexity import scored_pieces
     from localcoder.measure.saved_logits import SavedLogits
+    from localcoder.model.engine import check_same_vocabulary
 
     if isinstance(base, SavedLogits):
         base_chunks, base_pieces = base.chunks, base.pieces()

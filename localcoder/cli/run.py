@@ -12,6 +12,7 @@ from localcoder.cli.asking import show_answer
 from localcoder.cli.common import (
     decode_utf8,
     device_option,
+    draft_option,
     generation_options,
     given,
     json_option,
@@ -36,6 +37,7 @@ from localcoder.store.names import SHORT_NAMES, parse_name
 @device_option
 @kv_type_option
 @n_ctx_option
+@draft_option
 @click.option(
     "--chat/--no-chat", default=None, help="Answer, or go on with the text.  [default: as the model was tuned]"
 )
@@ -51,6 +53,7 @@ def run(
     device: str,
     kv_type: str,
     n_ctx: int | None,
+    draft: Path | None,
     chat: bool | None,
     system: str | None,
     session: Path | None,
@@ -67,7 +70,7 @@ def run(
     interactive = prompt is None and sys.stdin.isatty()
     if not interactive:
         prompt = _prompt_text(prompt)
-    with open_coder(model, n_ctx=n_ctx, threads=threads, device=device, kv_type=kv_type) as coder:
+    with open_coder(model, n_ctx=n_ctx, threads=threads, device=device, kv_type=kv_type, draft=draft) as coder:
         if session is not None and session.exists():
             coder.load_session(session)
         if system is not None and chat is None:

@@ -14,10 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from localcoder.errors import ModelError
 from localcoder.measure.perplexity import ScoredPiece, log_softmax
-from localcoder.model.engine import Engine
-from localcoder.tokenizer.vocabulary import looks_padding
 
 QUANTILE = 0.99
 _N_RESAMPLES = 200  # for the standard error of the quantile
@@ -48,18 +45,6 @@ class Divergence:
     top1_agreement_se: float | None
     n_tokens: int
     n_chunks: int
-
-
-def check_same_vocabulary(base: Engine, other: Engine) -> None:
-    """ModelError unless the two models' outputs stand for the same tokens."""
-    rows = base.n_vocab, other.n_vocab
-    if rows[0] != rows[1]:
-        found = f"has {rows[1]} rows of vocabulary, the base {base.file.path} has {rows[0]}"
-        raise ModelError(other.file.path, f"{found}; only models of one vocabulary can be compared")
-    lists = (engine.file.get_strings("tokenizer.ggml.tokens") for engine in (base, other))
-    for i, (token, its) in enumerate(zip(*lists)):
-        if token != its and not (looks_padding(token) and looks_padding(its)):
-            raise ModelError(other.file.path, f"token {i} is {its!r}, in the base {base.file.path} it is {token!r}")
 
 
 class DivergenceSamples:

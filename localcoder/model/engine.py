@@ -14,13 +14,14 @@ from numpy.typing import NDArray
 
 from localcoder.backends.base import Backend, Executable
 from localcoder.backends.program import KVShape, Step
-from localcoder.errors import ContextLengthError, OptionError
+from localcoder.errors import ContextLengthError, ModelError, OptionError
 from localcoder.files.gguf_reader import GGUFFile
 from localcoder.model.hyperparameters import read_hyperparameters
 from localcoder.model.kv_cache import PagedKV, SequencePages
 from localcoder.model.llama import bind_weights, record, record_states
 from localcoder.quants import by_name
 from localcoder.quants.spec import Bytes, Float32
+from localcoder.tokenizer.vocabulary import looks_padding
 
 PAGE_SIZE = 64
 MAX_CTX = 1 << 20
@@ -224,3 +225,15 @@ class Engine:
             self._executable.close()
             if self._for_states is not None:
                 self._for_states[1].close()
+
+
+def check_same_vocabulary(base: Engine, other: Engine) -> None:
+    """ModelError unless the two models' outputs stand for the same tokens."""
+    rows = base.n_vocab, other.n_vocab
+    if rows[0] != rows[1]:
+        found = f"has {rows[1]} rows of vocabulary, {base.file.path} has {rows[0]}"
+        raise ModelError(other.file.path, f"{found}; two models of one vocabulary are needed")
+    lists = (engine.file.get_strings("tokenizer.ggml.tokens") for engine in (base, other))
+    for i, (token, its) in enumerate(zip(*lists)):
+        if token != its and not (looks_padding(token) and looks_padding(its)):
+            raise ModelError(other.file.path, f"token {i} is {its!r}, in {base.file.path} it is {token!r}")

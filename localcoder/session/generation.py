@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Generator, Sequence
-from contextlib import AbstractContextManager, closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,6 +16,7 @@ from localcoder.session.lookup import Lookup
 from localcoder.session.options import GenerationOptions
 from localcoder.session.sampler import Logprob, Sampler, logprobs
 from localcoder.session.session import Session, StepCancelled
+from localcoder.session.speculation import DraftModel, Drafting, Speculation
 from localcoder.tokenizer.tokenizer import StreamDecoder, Tokenizer
 
 _DRY_BREAKERS = b'\n:"*'  # a token with one of these bytes ends what DRY takes for a repetition
@@ -147,7 +148,7 @@ class Transcript:
         self._text.append(piece)
         return piece
 
-    def completion(self, n_prompt_tokens: int, n_prefill: int, lookup: Lookup | None = None) -> Completion:
+    def completion(self, n_prompt_tokens: int, n_prefill: int, speculation: Speculation | None = None) -> Completion:
         """The result so far."""
         n_sampled = max(len(self._times) - 1, 0)
         first = self._times[1] - self._times[0] if n_sampled else 0.0
@@ -159,8 +160,8 @@ class Transcript:
             n_tokens=n_sampled - self._n_ends,
             seed=self._sampler.seed,
             logprobs=tuple(self._sampler.logprobs) if self._has_logprobs else None,
-            n_drafted=lookup.n_drafted if lookup else 0,
-            n_accepted=lookup.n_accepted if lookup else 0,
+            n_drafted=speculation.n_drafted if speculation else 0,
+            n_accepted=speculation.n_accepted if speculation else 0,
             timings=Timings(
                 n_prefill=n_prefill,
                 prefill_tps=n_prefill / first if first else 0.0,
@@ -188,6 +189,7 @@ class Generation:
         begun: token ids with which the answer begins, though perhaps as the first part of one longer token; the text
             leaves them out.
         after: bytes that the text is made to end with, where the model ends it.
+        draft: a smaller model that guesses, where the options say to speculate.
     """
 
     def __init__(
@@ -200,15 +202,17 @@ class Generation:
         *,
         begun: Sequence[int] = (),
         after: bytes = b"",
+        draft: DraftModel | None = None,
     ) -> None:
         self._lend = lend
         self._tokenizer = tokenizer
         self._prompt = prompt
         self._options = options
         self._begun, self._after = begun, after
+        self._draft = draft if options.speculate else None
         self._sampler = make_sampler(tokenizer, n_vocab, options)
         self._transcript = Transcript(tokenizer, options, self._sampler)
-        self._lookup: Lookup | None = None
+        self._speculation: Speculation | None = None
         self._n_prefill = 0
         self._cancelled = threading.Event()
 
@@ -248,22 +252,32 @@ class Generation:
 
     def _tokens(self) -> Generator[int, None, None]:
         stop_ids = self._tokenizer.stop_ids
-        with self._lend(self._prompt) as session, session.cancelled_by(self._cancelled.is_set):
+        is_cancelled = self._cancelled.is_set
+        with (
+            self._lend(self._prompt) as session,
+            session.cancelled_by(is_cancelled),
+            self._drafting(is_cancelled) as drafting,
+        ):
             n_before = session.n_evaluated
             self._transcript.start()
             prompt, longer = self._open(session)
             edges = Edges(self._tokenizer, longer, self._after, stop_ids) if longer or self._after else None
-            self._lookup = Lookup(prompt) if self._options.speculate else None
+            self._speculation = Speculation(Lookup(prompt), drafting) if self._options.speculate else None
             for token in session.generate(
                 prompt,
                 self._sampler,
                 max_tokens=self._options.max_tokens,
                 stop_ids=stop_ids,
                 constraint=edges,
-                lookup=self._lookup,
+                speculation=self._speculation,
             ):
                 self._n_prefill = self._n_prefill or session.n_evaluated - n_before
                 yield token
+
+    def _drafting(self, is_cancelled: Callable[[], bool]) -> AbstractContextManager[Drafting | None]:
+        if self._draft is None:
+            return nullcontext()
+        return self._draft.drafting(self._prompt, self._sampler, is_cancelled)
 
     def _open(self, session: Session) -> tuple[Sequence[int], Sequence[int]]:
         """Decides whether the answer begins with `begun` as it is, or with one token that is longer.
@@ -287,4 +301,4 @@ class Generation:
     @property
     def completion(self) -> Completion:
         """The result so far; complete once the iteration has ended."""
-        return self._transcript.completion(len(self._prompt), self._n_prefill, self._lookup)
+        return self._transcript.completion(len(self._prompt), self._n_prefill, self._speculation)

@@ -12,6 +12,7 @@ from localcoder.errors import ContextLengthError
 from localcoder.session.generation import Completion, Generation
 from localcoder.session.options import ANSWER_SHARE, GenerationOptions
 from localcoder.session.session import Session
+from localcoder.session.speculation import DraftModel
 from localcoder.tokenizer.infill import N_MARKERS, InfillPrompt, infill_prompt, require_infill
 from localcoder.tokenizer.tokenizer import Tokenizer
 
@@ -59,6 +60,7 @@ class Infill:
         n_vocab: int,
         n_ctx: int,
         options: GenerationOptions,
+        draft: DraftModel | None = None,
     ) -> None:
         require_infill(tokenizer)
         rules = request.rules
@@ -75,7 +77,7 @@ class Infill:
         suffix = request.suffix[len(self.prompt.after) :]
         self._hygiene = Hygiene(request.prefix, suffix, scope=request.scope, path=request.path, rules=rules)
         ids, begun, after = self.prompt.ids, self.prompt.begun, self.prompt.after.encode()
-        self._generation = Generation(lend, tokenizer, n_vocab, ids, options, begun=begun, after=after)
+        self._generation = Generation(lend, tokenizer, n_vocab, ids, options, begun=begun, after=after, draft=draft)
 
     def cancel(self) -> None:
         """Ends `run`, whichever thread it is in, before the next step; what there is of the text is tidied."""

@@ -24,9 +24,6 @@ class Lookup:
 
     Args:
         tokens: the history so far.
-
-    Attributes:
-        n_drafted, n_accepted: tokens that were guessed, and those of them that were right.
     """
 
     def __init__(self, tokens: Sequence[int]) -> None:
@@ -35,7 +32,6 @@ class Lookup:
         self._tokens[: self._n] = tokens
         self._length = _FIRST_LENGTH
         self._n_failures = self._pause = 0
-        self.n_drafted = self.n_accepted = 0
 
     def add(self, token: int) -> None:
         """Appends a token to the history."""
@@ -68,8 +64,6 @@ class Lookup:
 
     def learn(self, n_drafted: int, n_accepted: int) -> None:
         """Tells how many tokens of the last draft were right."""
-        self.n_drafted += n_drafted
-        self.n_accepted += n_accepted
         if n_accepted == n_drafted:
             self._length = min(2 * self._length, _MOST_DRAFTED)
         else:

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING
 from localcoder.backends.select import is_on_cpu, open_backend
 from localcoder.errors import BackendError, FileError, OptionError
 from localcoder.files.gguf_reader import GGUFFile
-from localcoder.model.engine import N_UBATCH, Engine
+from localcoder.model.engine import N_UBATCH, Engine, check_same_vocabulary
 from localcoder.session.pool import SessionPool
 from localcoder.session.saved import load_session, save_session
+from localcoder.session.speculation import DraftModel
 from localcoder.store.folder import find_model
 from localcoder.tokenizer.tokenizer import Tokenizer
 
@@ -42,6 +43,7 @@ class OpenedModel:
         n_sequences: int = 1,
         n_ubatch: int = N_UBATCH,
         kv_type: str = "f16",
+        draft: str | os.PathLike[str] | OpenedModel | None = None,
     ) -> None:
         with contextlib.ExitStack() as resources:
             self.path = _found(path) if path is not None else resources.enter_context(embedded_model())
@@ -66,12 +68,21 @@ class OpenedModel:
                     return engine
 
             self._engine = open_engine(device)
+            if draft is not None and not isinstance(draft, OpenedModel):
+                options = {"threads": threads, "device": device, "n_sequences": n_sequences, "kv_type": kv_type}
+                draft = resources.enter_context(OpenedModel(draft, n_ctx=self._engine.n_ctx, **options))
+            self._draft = None if draft is None else self._draft_model(draft)
             self._resources = resources.pop_all()
         self._closed = False
         self._pool = SessionPool(self._engine)
         self.notes = [*self._tokenizer.notes, *self._engine.notes]
         if self.notes:
             log.warning("%s: %s", self.path.name, "; ".join(self.notes))
+
+    def _draft_model(self, draft: OpenedModel) -> DraftModel:
+        draft._require_open()
+        check_same_vocabulary(self._engine, draft.engine)
+        return DraftModel(draft.sessions, draft.engine, self._engine)
 
     def tokenize(self, text: str, *, bos: bool | None = None, parse_special: bool = False) -> list[int]:
         """Token ids of a text.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,6 +33,29 @@ class Candidates(NamedTuple):
 
     ids: Ids
     logits: Float32
+
+
+class Guess(NamedTuple):
+    """A token that may come next, and the distribution (softmax of the logits) that it was drawn from."""
+
+    token: int
+    drawn_from: Candidates
+
+
+@dataclass(frozen=True)
+class Draft:
+    """Tokens that may come next.
+
+    Attributes:
+        drawn_from: what each was drawn from; empty where nothing was drawn.
+    """
+
+    tokens: list[int] = field(default_factory=list)
+    drawn_from: list[Candidates] = field(default_factory=list)
+
+    def guess(self, i: int) -> Guess | None:
+        """The i-th token, if it was drawn."""
+        return Guess(self.tokens[i], self.drawn_from[i]) if i < len(self.drawn_from) else None
 
 
 def keep_top_k(c: Candidates, k: int) -> Candidates:
@@ -181,6 +205,30 @@ def draw(c: Candidates, temperature: float, u: float) -> int:
     return int(c.ids[block * _DRAW_BLOCK + min(int(reached), last)])
 
 
+def draw_guessed(c: Candidates, guess: Guess, random: np.random.Generator) -> int:
+    """An id with the probabilities softmax(logits) of `c`, and as often as can be that of the guess.
+
+    The guess x, drawn from q, is accepted with probability min(1, p(x) / q(x)); otherwise the id is drawn from
+    max(p - q, 0) (speculative sampling, Leviathan, Kalman and Matias 2023, https://arxiv.org/abs/2211.17192).
+    """
+    p, q = _softmax(c.logits), _softmax(guess.drawn_from.logits)
+    p_guess = float(p[c.ids == guess.token].sum())
+    q_guess = float(q[guess.drawn_from.ids == guess.token].sum())
+    if random.random() * q_guess < p_guess:
+        return guess.token
+    of_guess = np.zeros(1 + max(int(c.ids.max()), int(guess.drawn_from.ids.max())))
+    of_guess[guess.drawn_from.ids] = q
+    left = np.maximum(p - of_guess[c.ids], 0)
+    if not left.any():  # p and q differ by rounding alone
+        left = p
+    with np.errstate(divide="ignore"):
+        return draw(Candidates(c.ids, np.log(left).astype(np.float32)), 1.0, random.random())
+
+
+def _softmax(logits: Float32) -> Float64:
+    return np.exp(logprobs(logits))
+
+
 class Logprob(NamedTuple):
     """A chosen token, with the logarithms of the model's own probabilities, before penalties and filters.
 
@@ -233,27 +281,49 @@ class Sampler:
         self._random = np.random.default_rng(self.seed)
         self.logprobs: list[Logprob] = []
 
-    def sample(self, logits: Float32, history: Sequence[int], constraint: Constraint | None = None) -> int:
+    def sample(
+        self,
+        logits: Float32,
+        history: Sequence[int],
+        constraint: Constraint | None = None,
+        guess: Guess | None = None,
+    ) -> int:
         """The next token after `history` (prompt and what was generated), from logits float32 [n_vocab], among those
-        that `constraint` leaves.
+        that `constraint` leaves. With a guess it is that one as often as can be, and equally distributed.
 
         Raises:
             NumericsError: a logit is NaN or infinite.
             OptionError: logit_bias has an id outside the vocabulary.
         """
+        weakened = self._allowed(logits, history)
+        if constraint is not None:
+            weakened = constraint.restrict(weakened)
+        token = self._choose(weakened, guess)
+        self._n_sampled += 1
+        if self._n_logprobs is not None:
+            self.logprobs.append(logprob_of(logits, token, self._n_logprobs))
+        return token
+
+    def guess(self, logits: Float32, history: Sequence[int]) -> Guess:
+        """As `sample`, from what another model computed, for `sample` to judge; nothing is recorded.
+
+        Raises:
+            As `sample`.
+        """
+        candidates = self._candidates(self._allowed(logits, history))
+        if self._options.temperature == 0:
+            return Guess(int(candidates.ids[candidates.logits.argmax()]), candidates)
+        return Guess(draw(candidates, 1.0, self._random.random()), candidates)
+
+    def _allowed(self, logits: Float32, history: Sequence[int]) -> Float32:
+        """The logits with bias and penalties, -inf where nothing may be chosen."""
         if not np.isfinite(logits).all():
             raise NumericsError("the model computed logits that are not finite: its file is damaged, or a kernel wrong")
         weakened = self._weakened(logits, history)
         if len(self._forbidden):
             weakened = weakened.copy()
             weakened[self._forbidden] = -np.inf
-        if constraint is not None:
-            weakened = constraint.restrict(weakened)
-        token = self._choose(weakened)
-        self._n_sampled += 1
-        if self._n_logprobs is not None:
-            self.logprobs.append(logprob_of(logits, token, self._n_logprobs))
-        return token
+        return weakened
 
     def _weakened(self, logits: Float32, history: Sequence[int]) -> Float32:
         """The logits with bias and penalties."""
@@ -274,28 +344,39 @@ class Sampler:
             logits = penalize_repetitions(logits, history, o.dry_multiplier, base, allowed, self._breakers)
         return logits
 
-    def _choose(self, logits: Float32) -> int:
+    def _choose(self, logits: Float32, guess: Guess | None) -> int:
         o = self._options
         if o.temperature == 0:
             return int(logits.argmax())
+        candidates = self._candidates(logits)
+        if guess is None:
+            token = draw(candidates, 1.0, self._random.random())
+        else:
+            token = draw_guessed(candidates, guess, self._random)
+        if o.mirostat_tau:
+            observed = -float(logprobs(candidates.logits)[np.flatnonzero(candidates.ids == token)[0]]) / np.log(2)
+            self._mu -= o.mirostat_eta * (observed - o.mirostat_tau)
+        return token
+
+    def _candidates(self, logits: Float32) -> Candidates:
+        """What the filters leave, at its temperature."""
+        o = self._options
         if len(self._all_ids) != len(logits):
             self._all_ids = np.arange(len(logits))
         candidates = Candidates(self._all_ids, logits)
+        if o.temperature == 0:
+            return candidates
         if o.mirostat_tau:
-            return self._mirostat(Candidates(candidates.ids, logits / np.float32(o.temperature)))
+            return self._unsurprising(_warm(candidates, o.temperature))
         for name in o.samplers:
             candidates = _FILTERS[name](candidates, getattr(o, name))
-        return draw(candidates, 1.0, self._random.random())
+        return candidates
 
-    def _mirostat(self, c: Candidates) -> int:
+    def _unsurprising(self, c: Candidates) -> Candidates:
         """Mirostat 2 (https://arxiv.org/abs/2007.14966): drops what is more surprising than a bound that it learns."""
         surprise = -logprobs(c.logits) / np.log(2)
         kept = np.flatnonzero(surprise <= max(self._mu, float(surprise.min())))
-        c = Candidates(c.ids[kept], c.logits[kept])
-        token = draw(c, 1.0, self._random.random())
-        observed = -float(logprobs(c.logits)[np.flatnonzero(c.ids == token)[0]]) / np.log(2)
-        self._mu -= self._options.mirostat_eta * (observed - self._options.mirostat_tau)
-        return token
+        return Candidates(c.ids[kept], c.logits[kept])
 
 
 def _warm(c: Candidates, temperature: float) -> Candidates:

@@ -10,22 +10,33 @@ import itertools
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from localcoder.errors import ContextLengthError, OptionError
 from localcoder.model.engine import Chunk, Engine
 from localcoder.quants.spec import Bytes, Float32
+from localcoder.session.sampler import Draft
 
 if TYPE_CHECKING:
     from localcoder.session.constraint import Constraint
-    from localcoder.session.lookup import Lookup
-    from localcoder.session.sampler import Sampler
+    from localcoder.session.sampler import Guess
+    from localcoder.session.speculation import Speculation
 
 
 class StepCancelled(Exception):
     """What `Session.cancelled_by` asks said so before a step."""
+
+
+class Chooser(Protocol):
+    """What chooses tokens: a `Sampler`, as a rule."""
+
+    def sample(
+        self, logits: Float32, history: Sequence[int], constraint: Constraint | None, guess: Guess | None
+    ) -> int:
+        """As `Sampler.sample`."""
+        ...
 
 
 class Session:
@@ -90,20 +101,21 @@ class Session:
     def generate(
         self,
         prompt: Sequence[int],
-        sampler: Sampler,
+        sampler: Chooser,
         *,
         max_tokens: int | None = None,
         stop_ids: Collection[int] = (),
         constraint: Constraint | None = None,
-        lookup: Lookup | None = None,
+        speculation: Speculation | None = None,
     ) -> Iterator[int]:
         """Yields tokens that continue `prompt`, until one of `stop_ids` (which is yielded, too), `max_tokens`, or a
         full context. A token is computed only when the next one is asked for.
 
         Args:
             constraint: narrows each choice.
-            lookup: guesses several tokens, which are then computed in one step. The tokens that come are the same as
-                without it: each is sampled from the model's logits, and one that was guessed wrongly is forgotten.
+            speculation: guesses several tokens, which are then computed in one step. Those that come are as without it,
+                as each is sampled from the model's logits, and one that was guessed wrongly is forgotten: the same
+                ones, or where guesses were drawn at random, equally distributed.
 
         Raises:
             As `sync` and `Sampler.sample`.
@@ -113,34 +125,41 @@ class Session:
         n_left = self._engine.n_ctx - len(prompt) + 1  # the last token need not fit: nothing follows it
         if max_tokens is not None:
             n_left = min(n_left, max_tokens)
-        drafted: list[int] = []  # rows[i] are the logits after drafted[:i]
+        draft = Draft()  # rows[i] are the logits after draft.tokens[:i]
         n_right = 0
         while True:
-            token = sampler.sample(rows[n_right], history, constraint)
+            token = sampler.sample(rows[n_right], history, constraint, draft.guess(n_right))
             history.append(token)
             if constraint is not None:
                 constraint.accept(token)
-            if lookup is not None:
-                lookup.add(token)
+            if speculation is not None:
+                speculation.add(token)
             yield token
             n_left -= 1
-            is_right = drafted[n_right : n_right + 1] == [token]
+            is_right = draft.tokens[n_right : n_right + 1] == [token]
             n_right += is_right
             is_done = token in stop_ids or n_left <= 0
-            if lookup is not None and drafted and (is_done or not is_right):
-                lookup.learn(len(drafted), n_right)
+            if speculation is not None and draft.tokens and (is_done or not is_right):
+                speculation.learn(len(draft.tokens), n_right)
             if is_done:
                 return
             if not is_right:
                 self._trim(len(history) - 1)
-                drafted, n_right = lookup.draft(n_left - 1) if lookup is not None else [], 0
-                try:
-                    rows = self._evaluate([token, *drafted], 1 + len(drafted))
-                except ContextLengthError:  # other sessions hold the pages that a guess would take
-                    if not drafted:
-                        raise
-                    drafted = []
-                    rows = self._evaluate([token])
+                draft, n_right = Draft() if speculation is None else speculation.draft(history, n_left - 1), 0
+                draft, rows = self._evaluate_draft(token, draft)
+
+    def _evaluate_draft(self, token: int, draft: Draft) -> tuple[Draft, Float32]:
+        """Appends a token and guesses at what follows; without them where other sessions hold the pages they take.
+
+        Returns:
+            The guesses that were computed, and the logits after the token and each of them.
+        """
+        try:
+            return draft, self._evaluate([token, *draft.tokens], 1 + len(draft.tokens))
+        except ContextLengthError:
+            if not draft.tokens:
+                raise
+            return Draft(), self._evaluate([token])
 
     def generate_together(
         self,

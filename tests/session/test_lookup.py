@@ -12,6 +12,7 @@ from localcoder.session.lookup import Lookup
 from localcoder.session.options import SamplingOptions
 from localcoder.session.sampler import Sampler
 from localcoder.session.session import Session
+from localcoder.session.speculation import Speculation
 
 
 class RandomEngine(CountingEngine):
@@ -31,9 +32,9 @@ class RandomEngine(CountingEngine):
 
 def generated(engine, prompt, *, speculate: bool, **options) -> list[int]:
     session = Session(engine)
-    lookup = Lookup(prompt) if speculate else None
+    lookup = Speculation(Lookup(prompt)) if speculate else None
     sampler = Sampler(SamplingOptions(seed=1, **options))
-    tokens = list(session.generate(prompt, sampler, max_tokens=200, lookup=lookup))
+    tokens = list(session.generate(prompt, sampler, max_tokens=200, speculation=lookup))
     assert session.tokens[: len(prompt)] == list(prompt)
     return tokens
 
@@ -82,13 +83,15 @@ def test_the_end_of_the_context_and_a_full_cache():
     engine = CountingEngine(n_vocab=100, n_ctx=64, n_ubatch=32, following={9: 0})
     session = Session(engine)
     prompt = list(range(10)) * 3
-    tokens = list(session.generate(prompt, Sampler(SamplingOptions()), lookup=Lookup(prompt)))
+    tokens = list(session.generate(prompt, Sampler(SamplingOptions()), speculation=Speculation(Lookup(prompt))))
     assert len(tokens) == 64 - 30 + 1
     crowded = CountingEngine(n_vocab=100, n_ctx=64, n_ubatch=32, following={9: 0}, n_pages=6)  # 48 positions
     other = Session(crowded)
     other.sync([50])
     tokens = []
-    generator = Session(crowded).generate(prompt, Sampler(SamplingOptions()), lookup=Lookup(prompt), max_tokens=10)
+    generator = Session(crowded).generate(
+        prompt, Sampler(SamplingOptions()), speculation=Speculation(Lookup(prompt)), max_tokens=10
+    )
     assert list(generator) == list(range(10))
 
 
