@@ -44,9 +44,9 @@ class Coder(Readings):
         n_sequences: how many full contexts the KV cache holds, for that many long texts at the same time.
         n_ubatch: most tokens computed in one step.
         kv_type: format of the KV cache: "f16", or "q8_0" or "q4_0", which take a half or a quarter of its memory.
-        draft: a smaller model of the same vocabulary, by its file or name or as a Coder (which stays open), that guesses
-            tokens for this one to check, several in one step. Greedy text stays the same, and what is drawn at random
-            is equally distributed.
+        draft_model: a smaller model of the same vocabulary, by its file or name or as a Coder (which stays open), that
+            guesses tokens for this one to check, several in one step. Greedy text stays the same, and what is drawn at
+            random is equally distributed.
 
     Attributes:
         path: the file.

@@ -15,7 +15,7 @@ import click
 from localcoder.assist.prompts import fill_prompt, language_of
 from localcoder.cli.common import (
     device_option,
-    draft_option,
+    draft_model_option,
     echo_json,
     generation_options,
     given,
@@ -50,12 +50,12 @@ class Asking:
     device: str
     kv_type: str
     n_ctx: int | None
-    draft: Path | None
+    draft_model: Path | None
     as_json: bool
 
     def open(self) -> Coder:
         """The model."""
-        names = ("n_ctx", "threads", "device", "kv_type", "draft")
+        names = ("n_ctx", "threads", "device", "kv_type", "draft_model")
         return open_coder(self.model, **{name: getattr(self, name) for name in names})
 
 
@@ -69,7 +69,7 @@ def asking_options(command: Decorated) -> Decorated:
         device_option,
         kv_type_option,
         n_ctx_option,
-        draft_option,
+        draft_model_option,
         json_option,
     )
 

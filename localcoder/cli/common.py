@@ -48,8 +48,8 @@ threads_option = click.option("--threads", type=int, help="Threads to compute wi
 kv_type_option = click.option(
     "--kv-type", type=click.Choice(KV_TYPES), default=KV_TYPES[0], show_default=True, help="Type of the KV cache."
 )  # fmt: skip
-draft_option = click.option(
-    "--draft", type=MODEL_FILE, metavar="FILE", help="A smaller model of the same vocabulary, to guess ahead."
+draft_model_option = click.option(
+    "--draft-model", type=MODEL_FILE, metavar="FILE", help="A smaller model of the same vocabulary, to guess ahead."
 )
 device_option = click.option("--device", default="auto", help="What to compute on; see `localcoder devices`.")
 n_ctx_option = click.option(

@@ -13,7 +13,7 @@ from localcoder.assist.hygiene import SCOPES, Scope
 from localcoder.assist.repository import Related, find_related
 from localcoder.cli.common import (
     device_option,
-    draft_option,
+    draft_model_option,
     echo_json,
     generation_options,
     given,
@@ -48,7 +48,7 @@ _CHARS_PER_POSITION = 2  # of related files; the rest is for the file at hand an
 @device_option
 @kv_type_option
 @n_ctx_option
-@draft_option
+@draft_model_option
 @json_option
 def complete(
     place: str,
@@ -62,7 +62,7 @@ def complete(
     device: str,
     kv_type: str,
     n_ctx: int | None,
-    draft: Path | None,
+    draft_model: Path | None,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -82,7 +82,9 @@ def complete(
     at = offset_of(source, line, column)
     if repo is not None and path is None:
         raise click.UsageError("--repo needs a file in it, not stdin")
-    with open_coder(model, n_ctx=n_ctx, threads=threads, device=device, kv_type=kv_type, draft=draft) as coder:
+    with open_coder(
+        model, n_ctx=n_ctx, threads=threads, device=device, kv_type=kv_type, draft_model=draft_model
+    ) as coder:
         related = []
         name = path.as_posix() if path else None
         if repo is not None and path is not None:

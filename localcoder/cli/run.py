@@ -12,7 +12,7 @@ from localcoder.cli.asking import show_answer
 from localcoder.cli.common import (
     decode_utf8,
     device_option,
-    draft_option,
+    draft_model_option,
     generation_options,
     given,
     json_option,
@@ -37,7 +37,7 @@ from localcoder.store.names import SHORT_NAMES, parse_name
 @device_option
 @kv_type_option
 @n_ctx_option
-@draft_option
+@draft_model_option
 @click.option(
     "--chat/--no-chat", default=None, help="Answer, or go on with the text.  [default: as the model was tuned]"
 )
@@ -53,7 +53,7 @@ def run(
     device: str,
     kv_type: str,
     n_ctx: int | None,
-    draft: Path | None,
+    draft_model: Path | None,
     chat: bool | None,
     system: str | None,
     session: Path | None,
@@ -70,7 +70,9 @@ def run(
     interactive = prompt is None and sys.stdin.isatty()
     if not interactive:
         prompt = _prompt_text(prompt)
-    with open_coder(model, n_ctx=n_ctx, threads=threads, device=device, kv_type=kv_type, draft=draft) as coder:
+    with open_coder(
+        model, n_ctx=n_ctx, threads=threads, device=device, kv_type=kv_type, draft_model=draft_model
+    ) as coder:
         if session is not None and session.exists():
             coder.load_session(session)
         if system is not None and chat is None:

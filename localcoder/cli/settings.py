@@ -35,7 +35,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "device": (str,),
     "kv_type": (str,),
     "n_ctx": (int,),
-    "draft": (str,),
+    "draft_model": (str,),
     "system": (str,),
 }
 _NOT_KEPT = {"logprobs", "logit_bias", "seed"} | FOR_PYTHON  # options of one call rather than of a user

@@ -16,7 +16,7 @@ from localcoder.session.lookup import Lookup
 from localcoder.session.options import GenerationOptions
 from localcoder.session.sampler import Logprob, Sampler, logprobs
 from localcoder.session.session import Session, StepCancelled
-from localcoder.session.speculation import DraftModel, Drafting, Speculation
+from localcoder.session.speculation import Drafting, DraftModel, Speculation
 from localcoder.tokenizer.tokenizer import StreamDecoder, Tokenizer
 
 _DRY_BREAKERS = b'\n:"*'  # a token with one of these bytes ends what DRY takes for a repetition

@@ -43,7 +43,7 @@ class OpenedModel:
         n_sequences: int = 1,
         n_ubatch: int = N_UBATCH,
         kv_type: str = "f16",
-        draft: str | os.PathLike[str] | OpenedModel | None = None,
+        draft_model: str | os.PathLike[str] | OpenedModel | None = None,
     ) -> None:
         with contextlib.ExitStack() as resources:
             self.path = _found(path) if path is not None else resources.enter_context(embedded_model())
@@ -68,10 +68,17 @@ class OpenedModel:
                     return engine
 
             self._engine = open_engine(device)
-            if draft is not None and not isinstance(draft, OpenedModel):
-                options = {"threads": threads, "device": device, "n_sequences": n_sequences, "kv_type": kv_type}
-                draft = resources.enter_context(OpenedModel(draft, n_ctx=self._engine.n_ctx, **options))
-            self._draft = None if draft is None else self._draft_model(draft)
+            if draft_model is not None and not isinstance(draft_model, OpenedModel):
+                small = OpenedModel(
+                    draft_model,
+                    n_ctx=self._engine.n_ctx,
+                    threads=threads,
+                    device=device,
+                    n_sequences=n_sequences,
+                    kv_type=kv_type,
+                )
+                draft_model = resources.enter_context(small)
+            self._draft = None if draft_model is None else self._drafting_by(draft_model)
             self._resources = resources.pop_all()
         self._closed = False
         self._pool = SessionPool(self._engine)
@@ -79,7 +86,7 @@ class OpenedModel:
         if self.notes:
             log.warning("%s: %s", self.path.name, "; ".join(self.notes))
 
-    def _draft_model(self, draft: OpenedModel) -> DraftModel:
+    def _drafting_by(self, draft: OpenedModel) -> DraftModel:
         draft._require_open()
         check_same_vocabulary(self._engine, draft.engine)
         return DraftModel(draft.sessions, draft.engine, self._engine)

@@ -33,7 +33,11 @@ class Chooser(Protocol):
     """What chooses tokens: a `Sampler`, as a rule."""
 
     def sample(
-        self, logits: Float32, history: Sequence[int], constraint: Constraint | None, guess: Guess | None
+        self,
+        logits: Float32,
+        history: Sequence[int],
+        constraint: Constraint | None = None,
+        guess: Guess | None = None,
     ) -> int:
         """As `Sampler.sample`."""
         ...
@@ -164,7 +168,7 @@ class Session:
     def generate_together(
         self,
         prompt: Sequence[int],
-        samplers: Sequence[Sampler],
+        samplers: Sequence[Chooser],
         ended: Collection[int],
         *,
         max_tokens: int | None = None,

@@ -20,6 +20,7 @@ from localcoder.session.sampler import Candidates, Draft, Guess, Sampler
 from localcoder.session.session import Session
 
 _MOST_DRAFTED = 16
+_CHECKING = 0.15  # of a step: what each further token in it costs, about, on a CPU
 _MEMORY = 0.9  # what a guess counts for once another has been judged
 _LONGEST_PAUSE = 64
 
@@ -65,15 +66,16 @@ class Pace:
     """How many tokens are worth drafting.
 
     With a share a of guesses accepted, n guesses, each at a cost of c steps of the large model, make a generation
-    (1 - a^(n + 1)) / ((1 - a) (n c + 1)) times as fast (theorem 3.8); the share is what was seen lately. Where nothing
-    is to be gained, one token is guessed now and then, at growing intervals, to see whether that has changed.
+    (1 - a^(n + 1)) / ((1 - a) (n c + 1)) times as fast (theorem 3.8, with what checking costs added to c); the share is
+    what was seen lately. Where nothing is to be gained, one token is guessed now and then, at growing intervals, to see
+    whether that has changed.
 
     Args:
         cost: of a step of the draft model, in steps of the large one.
     """
 
     def __init__(self, cost: float) -> None:
-        self._cost = cost
+        self._cost = cost + _CHECKING
         self._n_judged, self._n_accepted = 5.0, 4.0  # before anything was seen
         self._pause = self._n_waited = 0
 
