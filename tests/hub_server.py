@@ -17,7 +17,7 @@ class FakeHub:
     """Serves repositories; tests set what goes wrong.
 
     Attributes:
-        repositories: files by repository and name.
+        repositories, datasets: files by repository and name.
         gated: repositories whose files are refused.
         cut_after: each answer breaks off after so many bytes; None: never.
         refuse_ranges: answers to requests that go on somewhere are errors of this status.
@@ -27,12 +27,16 @@ class FakeHub:
 
     def __init__(self, repositories: Mapping[str, Mapping[str, bytes]]) -> None:
         self.repositories = repositories
+        self.datasets: dict[str, Mapping[str, bytes]] = {}
         self.gated: set[str] = set()
         self.corrupt: set[str] = set()
         self.cut_after: int | None = None
         self.refuse_ranges: int | None = None
         self.requests: list[tuple[str, str, str | None]] = []
         self.url = ""
+
+    def files_of(self, repo: str) -> Mapping[str, bytes]:
+        return self.repositories[repo] if repo in self.repositories else self.datasets[repo]
 
     def paths(self) -> list[str]:
         return [path for _, path, _ in self.requests]
@@ -66,16 +70,16 @@ def _handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
         def do_GET(self) -> None:
             path = self.path.split("?")[0]
             hub.requests.append((self.command, path, self.headers.get("Range")))
-            if path.startswith("/api/models/"):
-                self.send_listing("/".join(path.split("/")[3:5]))
+            if path.startswith(("/api/models/", "/api/datasets/")):
+                self.send_listing("/".join(path.split("/")[3:5]), path.split("/")[2])
             else:
-                self.send_file(*path.split("/")[1:])
+                self.send_file(*path.removeprefix("/datasets").split("/", 5)[1:])
 
-        def send_listing(self, repo: str) -> None:
-            if repo not in hub.repositories:
+        def send_listing(self, repo: str, kind: str) -> None:
+            if repo not in (hub.datasets if kind == "datasets" else hub.repositories):
                 self.refuse(404, "RepoNotFound")
             else:
-                self.send_json({"id": repo, "sha": COMMIT, "siblings": _siblings(hub.repositories[repo])})
+                self.send_json({"id": repo, "sha": COMMIT, "siblings": _siblings(hub.files_of(repo))})
 
         def send_file(self, owner: str, name: str, _: str, revision: str, file: str) -> None:
             assert revision == COMMIT
@@ -88,7 +92,7 @@ def _handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
                 self.send_data(owner, name, file, wanted)
 
         def send_data(self, owner: str, name: str, file: str, wanted: str | None) -> None:
-            data = hub.repositories[f"{owner}/{name}"][file]
+            data = hub.files_of(f"{owner}/{name}")[file]
             if file in hub.corrupt:
                 data = bytes(len(data))
             start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted else 0

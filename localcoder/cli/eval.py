@@ -13,6 +13,7 @@ import click
 
 from localcoder.cli.common import (
     MODEL_FILE,
+    byte_progress,
     device_option,
     echo_json,
     json_option,
@@ -39,7 +40,7 @@ _N_HOLES = 100  # of a kind
     "--data",
     required=True,
     type=click.Path(path_type=Path),
-    help="The problems: a file, or the folder of all; for fim, a folder of sources.",
+    help="The problems: a file, the folder of all, or OWNER/NAME:PATH.jsonl on the hub; for fim, a folder of sources.",
 )
 @click.option(
     "--language", help="HumanEval's: python, cpp, java, js, ts, php, cs or sh.  [default: the file's, or python]"
@@ -105,7 +106,8 @@ def eval(
     model writes is run in a sandbox: without network where the system allows that, in a folder of its own, with limits
     on time and memory. A language whose compiler is missing is skipped.
 
-    --data takes the files of DeepSeek-Coder's evaluation folder (humaneval-LANGUAGE.jsonl, mbpp.jsonl).
+    --data takes the files of DeepSeek-Coder's evaluation folder (humaneval-LANGUAGE.jsonl, mbpp.jsonl), and others that
+    are laid out as they are; one that a data set on the Hugging Face hub has is fetched once.
 
     fim leaves lines, blocks of lines and random spans out of the source files in a folder, and compares what the model
     writes there: the same text, similarity, and whether a Python file still parses.
@@ -154,12 +156,23 @@ def _tasks(benchmark: str, data: Path, language: str | None) -> tuple[Path, list
     from localcoder.measure.evaluation.tasks import data_file, language_named, read_tasks
 
     wanted = None if language is None else language_named(language)
-    path = data_file(data, benchmark, wanted)  # type: ignore[arg-type]
+    path = data_file(_local(data), benchmark, wanted)  # type: ignore[arg-type]
     tasks = read_tasks(path, benchmark)  # type: ignore[arg-type]
     others = {task.language for task in tasks} - {wanted or tasks[0].language}
     if others:
         raise OptionError(f"{path}: has problems in {', '.join(sorted(others))}; --language is {wanted or 'not given'}")
     return path, tasks
+
+
+def _local(data: Path) -> Path:
+    """`data`, or the file on the hub that it names, fetched."""
+    from localcoder.store.datasets import fetch_dataset_file, parse_dataset_file
+
+    remote = None if data.exists() else parse_dataset_file(data.as_posix())
+    if remote is None:
+        return data
+    with byte_progress(str(remote)) as progress:
+        return fetch_dataset_file(remote, progress)
 
 
 def _given_completions(source: str, tasks: Sequence[Task], path: Path) -> list[Sample]:

@@ -23,7 +23,7 @@ def pull(name: str, threads: int | None) -> None:
     """
     from localcoder.convert.recipes import recipe_by_name
     from localcoder.store.folder import CHECKPOINT, path_of, remove_empty
-    from localcoder.store.hub import fetch_checkpoint, fetch_gguf, look_up
+    from localcoder.store.hub import fetch_as, fetch_checkpoint, look_up
     from localcoder.store.names import ModelName, require_name
 
     wanted = require_name(name)
@@ -40,7 +40,7 @@ def pull(name: str, threads: int | None) -> None:
                 show_note(f"{ModelName(wanted.repo, type_name)} is here already")
                 return
             with byte_progress(file.name) as progress:
-                fetch_gguf(repository, file, target, progress)
+                fetch_as(repository, file, target, progress)
             click.echo(f"fetched {target}: {file.n_bytes / 2**20:,.1f} MiB", err=True)
             return
         type_name = wanted.type_name or DEFAULT_TYPE

@@ -16,13 +16,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from localcoder.errors import HubError, OutputError
 from localcoder.store.folder import CHECKPOINT, path_of
 from localcoder.store.names import ModelName
 
 Progress = Callable[[int, int], None]  # (bytes done, bytes in all)
+Kind = Literal["model", "dataset"]
 
 _CONFIGS = (
     "chat_template.jinja",
@@ -79,6 +80,7 @@ class Repository:
     name: str
     revision: str
     files: Sequence[RemoteFile]
+    kind: Kind = "model"
 
     def checkpoint_files(self) -> list[RemoteFile]:
         """The files that a conversion reads: safetensors, or else torch's.
@@ -137,7 +139,7 @@ def is_offline() -> bool:
 
 
 @contextlib.contextmanager
-def _explained(repo: str) -> Iterator[None]:
+def _explained(repo: str, kind: Kind) -> Iterator[None]:
     """The library's and the network's errors, in one line."""
     hub = _library()
     errors, endpoint = hub.errors, hub.constants.ENDPOINT
@@ -146,7 +148,8 @@ def _explained(repo: str) -> Iterator[None]:
     except errors.OfflineModeIsEnabled:
         raise HubError(f"{repo}: not on this machine, and offline mode is on (HF_HUB_OFFLINE)") from None
     except errors.GatedRepoError:
-        where = f"accept its terms at {endpoint}/{repo}, then log in with `hf auth login`"
+        page = f"{endpoint}/{repo}" if kind == "model" else f"{endpoint}/{kind}s/{repo}"
+        where = f"accept its terms at {page}, then log in with `hf auth login`"
         raise HubError(f"{repo}: its owners let in only those who asked; {where}") from None
     except errors.RepositoryNotFoundError:
         found = f"no such repository at {endpoint}, or a private one, for which `hf auth login` logs in"
@@ -158,21 +161,21 @@ def _explained(repo: str) -> Iterator[None]:
         raise HubError(f"{repo}: the connection to {endpoint} fails: {reason}; what came so far is kept") from None
 
 
-def look_up(repo: str) -> Repository:
+def look_up(repo: str, kind: Kind = "model") -> Repository:
     """What the hub has under that name.
 
     Raises:
         HubError: it cannot be reached, has no such repository, or does not show it.
     """
     hub = _library()
-    with _explained(repo):
-        info = hub.HfApi().model_info(repo, files_metadata=True, timeout=_TIMEOUT)
+    with _explained(repo, kind):
+        info = hub.HfApi().repo_info(repo, repo_type=kind, files_metadata=True, timeout=_TIMEOUT)
     files = []
     for file in info.siblings or ():
         digest = file.lfs.sha256 if file.lfs else file.blob_id
         if isinstance(file.size, int) and re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", digest or ""):
             files.append(RemoteFile(file.rfilename, file.size, digest))
-    return Repository(repo, info.sha, files)
+    return Repository(repo, info.sha, files, kind)
 
 
 def fetch(repository: Repository, files: Sequence[RemoteFile], folder: Path, progress: Progress) -> None:
@@ -202,8 +205,8 @@ def fetch_checkpoint(repository: Repository, progress: Progress) -> Path:
     return folder
 
 
-def fetch_gguf(repository: Repository, file: RemoteFile, target: Path, progress: Progress) -> None:
-    """One GGUF file of a repository, as `target`; raises as `fetch`."""
+def fetch_as(repository: Repository, file: RemoteFile, target: Path, progress: Progress) -> None:
+    """One file of a repository, as `target`; raises as `fetch`."""
     _make_folder(target.parent, file.n_bytes - _size(_part_of(target.parent, file)))
     fetch_file(repository, file, target, lambda n: progress(n, file.n_bytes))
 
@@ -238,12 +241,12 @@ class _Broken(Exception):
 def _stream(repository: Repository, file: RemoteFile, part: Path, progress: Callable[[int], None]) -> None:
     """Appends to `part` what is missing of the file."""
     hub = _library()
-    url = hub.hf_hub_url(repository.name, file.name, revision=repository.revision)
+    url = hub.hf_hub_url(repository.name, file.name, repo_type=repository.kind, revision=repository.revision)
     n = _size(part)
     headers = {**hub.utils.build_hf_headers(), "Accept-Encoding": "identity"}
     if n:
         headers["Range"] = f"bytes={n}-"
-    with _explained(repository.name):
+    with _explained(repository.name, repository.kind):
         try:
             with hub.get_session().stream("GET", url, headers=headers, timeout=_TIMEOUT) as answer:
                 if answer.status_code >= 500:
@@ -281,7 +284,7 @@ def _written(part: Path, n: int) -> Iterator[Callable[[bytes], object]]:
 
 
 def _part_of(folder: Path, file: RemoteFile) -> Path:
-    return folder / f".{file.name}.{file.digest[:16]}.part"
+    return folder / f".{file.name.rpartition('/')[2]}.{file.digest[:16]}.part"
 
 
 def _size(path: Path) -> int:

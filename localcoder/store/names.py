@@ -25,8 +25,8 @@ SHORT_NAMES: dict[str, str] = {
     )
 }
 _SHORT_OF = {repo: short for short, repo in SHORT_NAMES.items()}
-_PART = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
-_NAME = re.compile(rf"(?P<repo>{_PART}/{_PART})(?::(?P<type>[A-Za-z0-9_]{{1,40}}))?")
+PART = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
+_NAME = re.compile(rf"(?P<repo>{PART}/{PART})(?::(?P<type>[A-Za-z0-9_]{{1,40}}))?")
 
 
 @dataclass(frozen=True)
