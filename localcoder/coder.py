@@ -40,7 +40,9 @@ class Coder(Readings):
             demonstration model inside the package.
         n_ctx: positions of the context; default: what the model was trained for.
         threads: default: the cores this process may use.
-        device: "auto", or a device that `localcoder devices` lists.
+        device: "auto", or a device that `localcoder devices` lists: "cpu", "cuda" (all cards) or "cuda:N" (that one).
+        gpu_layers: how many of the model's layers cards compute, counted from the last; None: as many as fit. The CPU
+            computes the others.
         n_sequences: how many full contexts the KV cache holds, for that many long texts at the same time.
         n_ubatch: most tokens computed in one step.
         kv_type: format of the KV cache: "f16", or "q8_0" or "q4_0", which take a half or a quarter of its memory.

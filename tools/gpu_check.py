@@ -26,6 +26,7 @@ import numpy as np
 from localcoder.backends.base import Backend, Executable
 from localcoder.backends.cuda.backend import CudaBackend
 from localcoder.backends.cuda.device import Memory
+from localcoder.backends.placement import CardsBackend
 from localcoder.backends.program import KVShape, Program, Recorder, RopeTable, Step
 from localcoder.backends.reference import ReferenceBackend
 from localcoder.backends.select import open_backend
@@ -284,8 +285,9 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     parts, shapes = options.parts.split(","), options.shapes.split(",")
     quick = shapes == ["tiny"]
-    backend = open_backend(options.device)
-    assert isinstance(backend, CudaBackend)
+    cards = open_backend(options.device)
+    assert isinstance(cards, CardsBackend)
+    backend = cards.card(0)
     results: list[dict[str, Any]] = []
     limits: dict[str, Any] = {}
 

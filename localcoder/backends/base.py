@@ -87,6 +87,17 @@ class Backend(ABC):
         """`quantize_best` of values that lie in another format: uint8 [n_rows, source.row_bytes(n)]."""
         return self.quantize_best(qtype, source.dequantize(data), weights)
 
+    def place(self, program: Program, n_pages: int, max_tokens: int) -> Backend:
+        """Who computes a model of this program, with a cache of so many pages and steps of so many tokens.
+
+        That is this backend, or one that shares the layers out among several devices; who is asked closes them.
+
+        Raises:
+            BackendError: there is no room for it.
+        """
+        del program, n_pages, max_tokens
+        return self
+
     def close(self) -> None:  # noqa: B027  (nothing to stop, by default)
         """Stops the backend's threads."""
 

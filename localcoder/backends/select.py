@@ -29,6 +29,7 @@ class _Entry:
     module: str
     class_name: str
     automatic: bool = True  # may be chosen when nobody asks for it
+    has_cards: bool = False  # the module has open_cards(number)
 
     def load(self) -> Any:
         return importlib.import_module(self.module)
@@ -39,16 +40,17 @@ class _Entry:
         except ModuleNotFoundError as error:
             return f"{error.name} is not in this installation"
 
-    def open(self, threads: int, *number: int) -> Backend:
-        """`number`: which of several devices, if that was said."""
+    def open(self, threads: int) -> Backend:
         try:
-            return getattr(self.load(), self.class_name)(threads, *number)
+            return getattr(self.load(), self.class_name)(threads)
         except ImportError as error:  # a library is installed and does not load: its versions do not fit
             raise BackendError(f"the {self.name} backend cannot be loaded: {error}") from None
 
 
 _BACKENDS = (  # in order of preference
-    _Entry("cuda", "cuda", "kernels for NVIDIA cards", "localcoder.backends.cuda.driver", "CardBackend"),
+    _Entry(
+        "cuda", "cuda", "kernels for NVIDIA cards", "localcoder.backends.cuda.driver", "CardBackend", has_cards=True
+    ),
     _Entry("c", "cpu", "C core with run-time choice of instruction set", "localcoder.backends.c", "CBackend"),
     _Entry("numba", "cpu", "kernels compiled by numba", "localcoder.backends.numba", "NumbaBackend"),
     _Entry("numpy", "cpu", "plain reference, for testing", "localcoder.backends.reference", "ReferenceBackend", False),
@@ -58,7 +60,8 @@ _BACKENDS = (  # in order of preference
         "CUDA kernels run by the CPU, for testing",
         "localcoder.backends.cuda.emulated",
         "EmulatedCudaBackend",
-        False,
+        automatic=False,
+        has_cards=True,
     ),
 )
 _DEVICES = ("auto", *dict.fromkeys(entry.device for entry in _BACKENDS))
@@ -87,31 +90,55 @@ class BackendReport:
         return asdict(self)
 
 
-def open_backend(device: str = "auto", threads: int | None = None) -> Backend:
+def open_backend(device: str = "auto", threads: int | None = None, gpu_layers: int | None = None) -> Backend:
     """The backend for `device` ("auto", "cpu", "cuda" or "cuda:N"), or the one that LOCALCODER_BACKEND names.
 
     Args:
         threads: default: LOCALCODER_THREADS, else the physical cores this process may use.
+        gpu_layers: how many of a model's layers cards compute, counted from the last; None: as many as fit.
 
     Raises:
-        OptionError: an unknown backend or device, or a bad number of threads.
+        OptionError: an unknown backend or device, or a number out of its range.
         BackendError: the backend or device is not available here; the message has the reason.
     """
     n_threads = thread_count(threads)
+    if gpu_layers is not None and gpu_layers < 0:
+        raise OptionError(f"gpu_layers is {gpu_layers}; expected 0 or more, or None for as many as fit")
     kind, _, number = device.partition(":")
     entry = _choose(device)
+    if entry.has_cards and gpu_layers != 0:
+        from localcoder.backends.placement import CardsBackend
+
+        cards = entry.load().open_cards(int(number) if number and kind == entry.device else None)
+        return CardsBackend(entry.name, cards, lambda: _open_on_cpu(n_threads), gpu_layers)
+    if entry.has_cards:
+        return _open_on_cpu(n_threads)
+    if gpu_layers:
+        if device != "auto":
+            raise OptionError(f"gpu_layers is {gpu_layers}, which needs a card, and the device is {device}")
+        log.warning("no layer goes to a card: %s; computing on the CPU", _why_no_card())
     if _forced() is None and entry.device == "cpu" and entry is not _best_on_cpu():
         _warn_slower(entry.name)
-    return entry.open(n_threads, *([int(number)] if number and kind == entry.device else []))
+    return entry.open(n_threads)
+
+
+def _open_on_cpu(threads: int) -> Backend:
+    """The best backend of the CPU that can be used, even where LOCALCODER_BACKEND names a card's."""
+    usable = (entry for entry in _BACKENDS if entry.device == "cpu" and entry.unavailable_because() is None)
+    return next(usable).open(threads)
+
+
+def _why_no_card() -> str | None:
+    return next((entry.unavailable_because() for entry in _BACKENDS if entry.device == "cuda"), None)
 
 
 def _best_on_cpu() -> _Entry:
     return next(entry for entry in _BACKENDS if entry.device == "cpu")
 
 
-def is_on_cpu(backend: Backend) -> bool:
-    """Whether `backend` is one that every machine has, and not a card."""
-    return any(entry.name == backend.name and entry.device == "cpu" for entry in _BACKENDS)
+def is_on_cpu(device: str) -> bool:
+    """Whether `open_backend(device)` opens a backend of the CPU, and not of a card."""
+    return _choose(device).device == "cpu"
 
 
 @cache  # once a process

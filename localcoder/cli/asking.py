@@ -19,6 +19,7 @@ from localcoder.cli.common import (
     echo_json,
     generation_options,
     given,
+    gpu_layers_option,
     json_option,
     kv_type_option,
     model_option,
@@ -48,6 +49,7 @@ class Asking:
     model: Path | None
     threads: int | None
     device: str
+    gpu_layers: int | None
     kv_type: str
     n_ctx: int | None
     draft_model: Path | None
@@ -55,7 +57,7 @@ class Asking:
 
     def open(self) -> Coder:
         """The model."""
-        names = ("n_ctx", "threads", "device", "kv_type", "draft_model")
+        names = ("n_ctx", "threads", "device", "gpu_layers", "kv_type", "draft_model")
         return open_coder(self.model, **{name: getattr(self, name) for name in names})
 
 
@@ -67,6 +69,7 @@ def asking_options(command: Decorated) -> Decorated:
         generation_options,
         threads_option,
         device_option,
+        gpu_layers_option,
         kv_type_option,
         n_ctx_option,
         draft_model_option,

@@ -13,6 +13,7 @@ from localcoder.cli.common import (
     MODEL_FILE,
     device_option,
     echo_json,
+    gpu_layers_option,
     json_option,
     kv_type_option,
     open_coder,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 @kv_type_option
 @threads_option
 @device_option
+@gpu_layers_option
 @json_option
 def bench(
     model: Path | None,
@@ -52,6 +54,7 @@ def bench(
     kv_type: str,
     threads: int | None,
     device: str,
+    gpu_layers: int | None,
     as_json: bool,
 ) -> None:
     """Measure speed: prefill and decode.
@@ -80,7 +83,9 @@ def bench(
                 click.echo(line)
         return
     n_ctx = max(*prefills, *(depth + n_decode for depth in depths), 1)
-    with open_coder(model, n_ctx=n_ctx, threads=n_threads, device=device, kv_type=kv_type) as coder:
+    with open_coder(
+        model, n_ctx=n_ctx, threads=n_threads, device=device, gpu_layers=gpu_layers, kv_type=kv_type
+    ) as coder:
         engine = coder.engine
         tests = measure(engine, prefills=prefills, n_decode=n_decode, depths=depths, repetitions=repetitions)
         type_name = main_type(engine.file)

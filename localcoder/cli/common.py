@@ -22,8 +22,9 @@ Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
 if TYPE_CHECKING:
     _PathType = click.ParamType[Path]
+    _CountType = click.ParamType[int | None]
 else:
-    _PathType = click.ParamType
+    _PathType = _CountType = click.ParamType
 
 
 class ModelFile(_PathType):
@@ -51,7 +52,29 @@ kv_type_option = click.option(
 draft_model_option = click.option(
     "--draft-model", type=MODEL_FILE, metavar="FILE", help="A smaller model of the same vocabulary, to guess ahead."
 )
-device_option = click.option("--device", default="auto", help="What to compute on; see `localcoder devices`.")
+device_option = click.option(
+    "--device", default="auto", show_default=True,
+    help="What to compute on: auto, cpu, cuda or cuda:N; see `localcoder devices`.",
+)  # fmt: skip
+
+
+class LayerCount(_CountType):
+    """A number of layers, or `auto`."""
+
+    name = "layers"
+
+    def convert(self, value: str | int, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
+        if str(value) == "auto":
+            return None
+        if not str(value).isdecimal():
+            self.fail(f"{value!r} is neither a number nor auto", param, ctx)
+        return int(value)
+
+
+gpu_layers_option = click.option(
+    "--gpu-layers", type=LayerCount(), default="auto", metavar="N", show_default=True,
+    help="How many layers cards compute, counted from the last; auto: as many as fit.",
+)  # fmt: skip
 n_ctx_option = click.option(
     "--n-ctx", type=int, help="Positions of the context.  [default: what the model was trained for]"
 )

@@ -17,6 +17,7 @@ from localcoder.cli.common import (
     echo_json,
     generation_options,
     given,
+    gpu_layers_option,
     json_option,
     kv_type_option,
     model_option,
@@ -46,6 +47,7 @@ _CHARS_PER_POSITION = 2  # of related files; the rest is for the file at hand an
 @generation_options
 @threads_option
 @device_option
+@gpu_layers_option
 @kv_type_option
 @n_ctx_option
 @draft_model_option
@@ -60,6 +62,7 @@ def complete(
     model: Path | None,
     threads: int | None,
     device: str,
+    gpu_layers: int | None,
     kv_type: str,
     n_ctx: int | None,
     draft_model: Path | None,
@@ -83,7 +86,13 @@ def complete(
     if repo is not None and path is None:
         raise click.UsageError("--repo needs a file in it, not stdin")
     with open_coder(
-        model, n_ctx=n_ctx, threads=threads, device=device, kv_type=kv_type, draft_model=draft_model
+        model,
+        n_ctx=n_ctx,
+        threads=threads,
+        device=device,
+        gpu_layers=gpu_layers,
+        kv_type=kv_type,
+        draft_model=draft_model,
     ) as coder:
         related = []
         name = path.as_posix() if path else None

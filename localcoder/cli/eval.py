@@ -16,6 +16,7 @@ from localcoder.cli.common import (
     byte_progress,
     device_option,
     echo_json,
+    gpu_layers_option,
     json_option,
     open_coder,
     step_progress,
@@ -79,6 +80,7 @@ _N_HOLES = 100  # of a kind
 )
 @threads_option
 @device_option
+@gpu_layers_option
 @json_option
 def eval(
     benchmark: str,
@@ -98,6 +100,7 @@ def eval(
     plot: Path | None,
     threads: int | None,
     device: str,
+    gpu_layers: int | None,
     as_json: bool,
 ) -> None:
     """Measure how many programming problems a model solves.
@@ -114,9 +117,16 @@ def eval(
     """
     if benchmark == "fim":
         if completions or output or no_execute or plot or language or samples != 1 or temperature:
-            raise click.UsageError("fim takes --data, --model, --limit, --seed, --threads, --device and --json only")
+            raise click.UsageError(
+                "fim takes --data, --model, --limit, --seed, --threads, --device, --gpu-layers and --json only"
+            )
         _show_fim(
-            data, [_fill(model, data, limit or _N_HOLES, seed, threads, device) for model in models or (None,)], as_json
+            data,
+            [
+                _fill(model, data, limit or _N_HOLES, seed, threads=threads, device=device, gpu_layers=gpu_layers)
+                for model in models or (None,)
+            ],
+            as_json,
         )
         return
     if no_execute and (completions or not output):
@@ -144,7 +154,9 @@ def eval(
     results = []
     for model in models or (None,):
         kept = _output_of(output, model, len(models))
-        results.append({**about, **_run_model(model, plan, execution, kept, threads=threads, device=device)})
+        results.append(
+            {**about, **_run_model(model, plan, execution, kept, threads=threads, device=device, gpu_layers=gpu_layers)}
+        )
     if plot and execution is not None:
         from localcoder.measure.plot import plot_pass_rates
 
@@ -268,7 +280,7 @@ def _line(result: dict[str, Any]) -> str:
     return f"{'  '.join(figures) or 'nothing was run'}  {counts}{compared}{size}{name}"
 
 
-def _fill(model: Path | None, folder: Path, n_each: int, seed: int, threads: int | None, device: str) -> dict[str, Any]:
+def _fill(model: Path | None, folder: Path, n_each: int, seed: int, **where: Any) -> dict[str, Any]:
     """Lets a model fill holes in the sources of a folder, one after another."""
     from localcoder.coder import embedded_model
     from localcoder.measure.evaluation.fim import N_CTX, fill, make_holes, read_sources, summarize
@@ -278,7 +290,7 @@ def _fill(model: Path | None, folder: Path, n_each: int, seed: int, threads: int
     with contextlib.ExitStack() as stack:
         path = model or stack.enter_context(embedded_model())
         n_ctx = min(N_CTX, context_for(path))
-        coder = stack.enter_context(open_coder(path, n_ctx=n_ctx, threads=threads, device=device))
+        coder = stack.enter_context(open_coder(path, n_ctx=n_ctx, **where))
         progress = stack.enter_context(step_progress("filling"))
         filled = []
         for result in fill(coder, holes):

@@ -14,6 +14,7 @@ from localcoder.cli.common import (
     MODEL_FILE,
     device_option,
     echo_json,
+    gpu_layers_option,
     json_option,
     kv_type_option,
     open_coder,
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
 @kv_type_option
 @threads_option
 @device_option
+@gpu_layers_option
 @json_option
 def perplexity(
     models: tuple[Path, ...],
@@ -62,6 +64,7 @@ def perplexity(
     kv_type: str,
     threads: int | None,
     device: str,
+    gpu_layers: int | None,
     as_json: bool,
 ) -> None:
     """Measure how well a model predicts a text.
@@ -84,7 +87,9 @@ def perplexity(
     with contextlib.ExitStack() as stack:
 
         def opened(path: Path) -> Coder:
-            return stack.enter_context(open_coder(path, n_ctx=n_ctx, threads=threads, device=device, kv_type=kv_type))
+            return stack.enter_context(
+                open_coder(path, n_ctx=n_ctx, threads=threads, device=device, gpu_layers=gpu_layers, kv_type=kv_type)
+            )
 
         coders = [opened(path) for path in models]
         texts = [_cut(coder, text, n_ctx) for coder in coders]

@@ -15,6 +15,7 @@ from localcoder.cli.common import (
     draft_model_option,
     generation_options,
     given,
+    gpu_layers_option,
     json_option,
     kv_type_option,
     model_option,
@@ -35,6 +36,7 @@ from localcoder.store.names import SHORT_NAMES, parse_name
 @generation_options
 @threads_option
 @device_option
+@gpu_layers_option
 @kv_type_option
 @n_ctx_option
 @draft_model_option
@@ -51,6 +53,7 @@ def run(
     model: Path | None,
     threads: int | None,
     device: str,
+    gpu_layers: int | None,
     kv_type: str,
     n_ctx: int | None,
     draft_model: Path | None,
@@ -71,7 +74,13 @@ def run(
     if not interactive:
         prompt = _prompt_text(prompt)
     with open_coder(
-        model, n_ctx=n_ctx, threads=threads, device=device, kv_type=kv_type, draft_model=draft_model
+        model,
+        n_ctx=n_ctx,
+        threads=threads,
+        device=device,
+        gpu_layers=gpu_layers,
+        kv_type=kv_type,
+        draft_model=draft_model,
     ) as coder:
         if session is not None and session.exists():
             coder.load_session(session)

@@ -33,6 +33,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "model": (str,),
     "threads": (int,),
     "device": (str,),
+    "gpu_layers": (int, str),
     "kv_type": (str,),
     "n_ctx": (int,),
     "draft_model": (str,),
@@ -84,8 +85,11 @@ def _parse(path: Path) -> dict[str, Any]:
 def _check_values(path: Path, found: dict[str, Any]) -> None:
     for key, types in _TYPES.items():
         if key in found and (not isinstance(found[key], types) or isinstance(found[key], bool)):
-            kind = "a text" if str in types else "a whole number"
+            kind = "a whole number" if types == (int,) else "a text"
             raise FileError(path, f"{key} is {found[key]!r}; expected {kind}")
+    layers = found.get("gpu_layers", "auto")
+    if layers != "auto" and (isinstance(layers, str) or layers < 0):
+        raise FileError(path, f"gpu_layers is {layers!r}; expected a number of layers, or 'auto'")
     if found.get("kv_type", KV_TYPES[0]) not in KV_TYPES:
         raise FileError(path, f"kv_type is {found['kv_type']!r}; expected one of {', '.join(KV_TYPES)}")
     try:

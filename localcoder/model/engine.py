@@ -42,7 +42,7 @@ class Engine:
 
     Args:
         file: an open GGUF file; stays open as long as the engine.
-        backend: where to compute.
+        backend: where to compute; it may share the layers out among several.
         n_ctx: positions a sequence can hold; default: what the model was trained for.
         n_sequences: how many full-length sequences fit in the KV cache.
         n_ubatch: most tokens computed in one step; longer inputs are cut.
@@ -63,7 +63,6 @@ class Engine:
         kv_type: str = "f16",
     ) -> None:
         self.file = file
-        self.backend = backend
         self.hyperparameters = hp = read_hyperparameters(file)
         self.n_ctx = hp.n_ctx_train if n_ctx is None else n_ctx
         if not 1 <= self.n_ctx <= MAX_CTX:
@@ -81,6 +80,7 @@ class Engine:
         self._weights = bind_weights(file, hp)
         self._program = record(hp, self._weights, n_ctx=self.n_ctx, page_size=PAGE_SIZE, kv_type=kv_type)
         n_pages = n_sequences * -(-self.n_ctx // PAGE_SIZE)
+        self.backend = backend = backend.place(self._program, n_pages, self.n_ubatch)
         try:
             self._store = backend.new_kv_store(self._program.kv, n_pages)
         except MemoryError:

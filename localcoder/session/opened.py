@@ -40,6 +40,7 @@ class OpenedModel:
         n_ctx: int | None = None,
         threads: int | None = None,
         device: str = "auto",
+        gpu_layers: int | None = None,
         n_sequences: int = 1,
         n_ubatch: int = N_UBATCH,
         kv_type: str = "f16",
@@ -50,24 +51,24 @@ class OpenedModel:
             file = GGUFFile.open(self.path)
             self._tokenizer = Tokenizer.from_gguf(file)
 
-            def open_engine(device: str) -> Engine:
+            def open_engine(device: str, gpu_layers: int | None) -> Engine:
                 with contextlib.ExitStack() as opened:
-                    backend = open_backend(device, threads)
+                    backend = open_backend(device, threads, gpu_layers)
                     opened.callback(backend.close)
-                    try:
-                        engine = Engine(
-                            file, backend, n_ctx=n_ctx, n_sequences=n_sequences, n_ubatch=n_ubatch, kv_type=kv_type
-                        )
-                    except BackendError as refusal:
-                        if device != "auto" or is_on_cpu(backend):
-                            raise
-                        log.warning("%s; computing on the CPU", refusal)
-                        return open_engine("cpu")
+                    engine = Engine(
+                        file, backend, n_ctx=n_ctx, n_sequences=n_sequences, n_ubatch=n_ubatch, kv_type=kv_type
+                    )
                     opened.callback(engine.close)
                     resources.push(opened.pop_all())
                     return engine
 
-            self._engine = open_engine(device)
+            try:
+                self._engine = open_engine(device, gpu_layers)
+            except BackendError as refusal:
+                if device != "auto" or is_on_cpu(device):
+                    raise
+                log.warning("%s; computing on the CPU", refusal)
+                self._engine = open_engine("cpu", None)
             if draft_model is not None and not isinstance(draft_model, OpenedModel):
                 small = OpenedModel(
                     draft_model,

@@ -16,9 +16,9 @@ from tiny_model import write_tiny_model
 from localcoder import Coder
 from localcoder.backends import reference, select
 from localcoder.backends.cuda import compile as kernels
-from localcoder.backends.cuda import emulated
+from localcoder.backends.cuda import driver, emulated
 from localcoder.backends.cuda.backend import CudaBackend
-from localcoder.backends.cuda.cards import Card, look
+from localcoder.backends.cuda.cards import Card, Survey, look
 from localcoder.backends.cuda.compile import ALL_MODULES, Module, ModuleStore, module_of, nvrtc_compile
 from localcoder.backends.cuda.device import Launch
 from localcoder.backends.cuda.driver import CardDevice, choose_card
@@ -118,6 +118,15 @@ def test_the_largest_usable_card_is_taken_unless_one_is_named():
         choose_card(cards, 1)
     with pytest.raises(OptionError, match="no cuda:3 here; there is cuda:0, cuda:1, cuda:2"):
         choose_card(cards, 3)
+
+
+def test_cards_are_opened_largest_first(monkeypatch):
+    large = Card(3, "Large", (9, 0), 80 << 30, None)
+    monkeypatch.setattr(driver, "survey_cards", lambda: Survey((GOOD, OLD, SMALL, large), "13.0", None))
+    assert [opener.keywords["index"] for opener in driver.open_cards()] == [3, 0, 2]
+    assert [opener.keywords["index"] for opener in driver.open_cards(2)] == [2]
+    with pytest.raises(BackendError, match="cuda:1"):
+        driver.open_cards(1)
 
 
 # --- compiled modules ------------------------------------------------------------------------------------------------

@@ -74,6 +74,7 @@ def test_defaults_count_after_options_and_environment(cli, home, model, monkeypa
         ("samplers = ['nonsense']", "samplers is ['nonsense']; expected some of"),
         ("threads = true", "threads is True; expected a whole number"),
         ("model = 1", "model is 1; expected a text"),
+        ("gpu_layers = 'many'", "gpu_layers is 'many'; expected a number of layers, or 'auto'"),
         ("kv_type = 'f64'", "kv_type is 'f64'; expected one of f16"),
         ("[prompts]\nfrobnicate = 'x'", "unknown key 'prompts.frobnicate'; known: edit, explain, test, review"),
         ("[prompts]\nreview = 'no field'", "prompts.review: lacks the field {diff}"),

@@ -25,6 +25,7 @@ from localcoder.quants.spec import Bytes, Float32, QuantTensor, QuantType
 KV_TYPES = ("f16", "q8_0")
 _UPLOAD_BYTES = 64 << 20  # of a weight's blocks at once, before they are put into planes
 _MAX_PLANS = 64  # recorded steps kept
+_MOST_GRIDS = 1 << 16  # bytes of the tables of all formats
 
 
 class CudaBackend(Backend):
@@ -39,11 +40,37 @@ class CudaBackend(Backend):
         self._vectors: WeakValueDictionary[int, _Vector] = WeakValueDictionary()
         self._grids: dict[str, Memory] = {}
 
+    @property
+    def usable_bytes(self) -> int:
+        """Memory of the device that a model may take."""
+        return self.device.usable_bytes
+
+    def bytes_needed(self, program: Program, n_pages: int, max_tokens: int) -> int:
+        """Memory of the device that `program` takes: weights, cache, and buffers for steps of `max_tokens` tokens.
+
+        Raises:
+            BackendError: its cache does not run on a card.
+        """
+        _check_cache(program.kv)
+        ops = lower(program)
+        matrices = {id(w): w for op in ops for w in op.weights}.values()
+        weights = sum(w.shape[0] * row_bytes(w.qtype, w.shape[1]) for w in matrices)
+        staging = max((_staging_rows(w) * w.qtype.row_bytes(w.shape[1]) for w in matrices), default=0)
+        vectors = {id(op.vector): op.vector.nbytes for op in ops if op.vector is not None}
+        tables = program.rope.cos.nbytes + program.rope.sin.nbytes + _MOST_GRIDS
+        cache = 2 * program.kv.n_layer * n_pages * _page_bytes(program.kv)
+        _, widths = assign_slots(ops, program.logits)
+        a_token = 4 * sum(widths) + 4 * sum(op.width for op in ops if op.kind == Kind.INPUT)
+        a_token += sum(_scratch_sizes(ops).values()) + 4 * program.logits.width
+        n_head = max((op.n_head for op in ops if op.kind == Kind.ATTEND), default=0)
+        splits = -(-len(program.rope.cos) // plan.KEYS)
+        partial = 4 * plan.LONG_RUN * n_head * splits * (program.kv.head_dim + 2)
+        record = 4 * (6 * max_tokens + 4 * n_pages)
+        work = max_tokens * a_token + partial + record
+        return weights + staging + sum(vectors.values()) + tables + cache + _Room.grown(work)
+
     def new_kv_store(self, shape: KVShape, n_pages: int) -> KVStore:
-        if shape.kv_type not in KV_TYPES:
-            raise BackendError(f"a card's KV cache is {' or '.join(KV_TYPES)}, not {shape.kv_type}")
-        if shape.head_dim > plan.MAX_DIM or shape.head_dim % 2:
-            raise BackendError(f"heads of {shape.head_dim} values do not run on a card: even, at most {plan.MAX_DIM}")
+        _check_cache(shape)
         with _explained():
             return DeviceKVStore(self.device, shape, n_pages)
 
@@ -81,13 +108,20 @@ class CudaBackend(Backend):
         self.device.close()
 
 
+def _check_cache(shape: KVShape) -> None:
+    if shape.kv_type not in KV_TYPES:
+        raise BackendError(f"a card's KV cache is {' or '.join(KV_TYPES)}, not {shape.kv_type}")
+    if shape.head_dim > plan.MAX_DIM or shape.head_dim % 2:
+        raise BackendError(f"heads of {shape.head_dim} values do not run on a card: even, at most {plan.MAX_DIM}")
+
+
 @contextlib.contextmanager
 def _explained() -> Iterator[None]:
     """A device's MemoryError as one that tells what to do."""
     try:
         yield
     except MemoryError as e:
-        advice = "choose a smaller context (--ctx), a smaller quantization, or --device cpu"
+        advice = "choose a smaller context (--n-ctx), a smaller quantization, or --device cpu"
         raise BackendError(f"the model does not fit on the card: {e}; {advice}") from None
 
 
@@ -115,7 +149,7 @@ class _Matrix:
         target_bytes, source_bytes = row_bytes(qtype, n_in), qtype.row_bytes(n_in)
         self.memory = Memory(device, n_out * target_bytes)
         data = tensor.data.reshape(n_out, source_bytes)
-        step = max(1, min(n_out, _UPLOAD_BYTES // source_bytes))
+        step = _staging_rows(tensor)
         staging = Memory(device, step * source_bytes)
         n_blocks = n_in // qtype.block_elems
         for row in range(0, n_out, step):
@@ -127,6 +161,16 @@ class _Matrix:
         staging.free()
 
 
+def _staging_rows(tensor: QuantTensor) -> int:
+    """How many rows are uploaded at once."""
+    return max(1, min(tensor.shape[0], _UPLOAD_BYTES // tensor.qtype.row_bytes(tensor.shape[1])))
+
+
+def _page_bytes(shape: KVShape) -> int:
+    """Keys or values of one layer in one page."""
+    return shape.n_head_kv * shape.page_size * by_name(shape.kv_type).row_bytes(shape.head_dim)
+
+
 class DeviceKVStore(KVStore):
     """Pages on the device, byte for byte as `HostKVStore` has them: k and v are [n_layer, n_pages, n_head_kv,
     page_size, row_bytes]."""
@@ -135,8 +179,7 @@ class DeviceKVStore(KVStore):
         self.shape = shape
         self.n_pages = n_pages
         self._device = device
-        row = by_name(shape.kv_type).row_bytes(shape.head_dim)
-        self.page_bytes = shape.n_head_kv * shape.page_size * row
+        self.page_bytes = _page_bytes(shape)
         self.layer_bytes = n_pages * self.page_bytes
         self.k = Memory(device, shape.n_layer * self.layer_bytes)
         self.v = Memory(device, shape.n_layer * self.layer_bytes)
@@ -173,13 +216,18 @@ class _Room:
         self._device = device
         self.memory: Memory | None = None
 
+    @staticmethod
+    def grown(n_bytes: int) -> int:
+        """What is taken where `n_bytes` are asked for."""
+        return -(-max(n_bytes, 1) * 5 // 4)
+
     def reserve(self, n_bytes: int) -> bool:
         """Makes room for `n_bytes`; whether the address has changed."""
         if self.memory is not None and self.memory.n_bytes >= n_bytes:
             return False
         if self.memory is not None:
             self.memory.free()
-        self.memory = Memory(self._device, -(-max(n_bytes, 1) * 5 // 4))
+        self.memory = Memory(self._device, self.grown(n_bytes))
         return True
 
 
@@ -202,24 +250,12 @@ class CudaExecutable(Executable):
             op.input: Memory(device, max_tokens * op.width * 4) for op in self._ops if op.kind == Kind.INPUT
         }
         self._input_of = {op.out[0].id: op.input for op in self._ops if op.kind == Kind.INPUT}
-        self._scratch = self._new_scratch()
+        self._scratch = {
+            name: Memory(device, max(max_tokens * size, 1)) for name, size in _scratch_sizes(self._ops).items()
+        }
         self._logits, self._step, self._partial = _Room(device), _Room(device), _Room(device)
         self._plans: dict[StepSize, object] = {}
         self._n_head = max((op.n_head for op in self._ops if op.kind == Kind.ATTEND), default=0)
-
-    def _new_scratch(self) -> dict[str, Memory]:
-        """Rounded activations, and the halves of a gate, for the widest op."""
-
-        def room(bytes_a_token: int) -> Memory:
-            return Memory(self._device, max(self._max_tokens * bytes_a_token, 1))
-
-        linears = [op for op in self._ops if op.kind in (Kind.LINEAR, Kind.QUANTIZE)]
-        width = max((op.width for op in linears), default=0)
-        padded = -(-width // plan.MANY_K) * plan.MANY_K
-        gate = max((op.weights[0].shape[0] for op in linears if len(op.weights) == 2 and op.epilogue == 2), default=0)
-        sizes = {"codes": width, "meta": width // 32 * 8, "halves": 4 * padded, "factors": 4, "gate": 4 * gate}
-        sizes["up"] = sizes["gate"]
-        return {name: room(size) for name, size in sizes.items()}
 
     # --- a step --------------------------------------------------------------------------------------------------
 
@@ -348,6 +384,16 @@ class CudaExecutable(Executable):
         rooms = [room.memory for room in (self._logits, self._step, self._partial) if room.memory is not None]
         for memory in (*self._slots, *self._inputs.values(), *self._scratch.values(), *rooms):
             memory.free()
+
+
+def _scratch_sizes(ops: list[LoweredOp]) -> dict[str, int]:
+    """Bytes a token of rounded activations, and of the halves of a gate, for the widest op."""
+    linears = [op for op in ops if op.kind in (Kind.LINEAR, Kind.QUANTIZE)]
+    width = max((op.width for op in linears), default=0)
+    padded = -(-width // plan.MANY_K) * plan.MANY_K
+    gate = max((op.weights[0].shape[0] for op in linears if len(op.weights) == 2 and op.epilogue == 2), default=0)
+    sizes = {"codes": width, "meta": width // 32 * 8, "halves": 4 * padded, "factors": 4, "gate": 4 * gate}
+    return {**sizes, "up": sizes["gate"]}
 
 
 def _within(array: NDArray[np.int32], end: int) -> bool:

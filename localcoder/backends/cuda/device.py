@@ -65,6 +65,11 @@ class Device(ABC):
 
     description: str
 
+    @property
+    @abstractmethod
+    def usable_bytes(self) -> int:
+        """Free memory, less what the display and the compiled kernels may come to need."""
+
     @abstractmethod
     def allocate(self, n_bytes: int) -> int:
         """Address of `n_bytes` bytes, aligned to 256; MemoryError if there are not that many."""

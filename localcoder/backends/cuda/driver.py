@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,8 @@ from localcoder.backends.cuda.compile import (
 )
 from localcoder.backends.cuda.device import Device, Launch
 from localcoder.errors import BackendError, OptionError
+
+RESERVED_BYTES = 512 << 20  # of a card, for the display, compiled kernels, graphs and what rounding of sizes costs
 
 
 def availability() -> str | None:
@@ -70,6 +73,19 @@ def choose_card(cards: Sequence[Card], index: int | None) -> Card:
     return card
 
 
+def open_cards(index: int | None = None) -> list[Callable[[], CudaBackend]]:
+    """Each opens a card: number `index`, or all that can be used, that with the most memory first.
+
+    Raises:
+        OptionError, BackendError: as `choose_card`.
+    """
+    cards = survey_cards().cards
+    first = choose_card(cards, index)
+    others = [card for card in cards if index is None and card.reason is None and card is not first]
+    others.sort(key=lambda card: -card.total_bytes)
+    return [partial(CardBackend, index=card.index) for card in (first, *others)]
+
+
 class CardDevice(Device):
     """Card `card`, with a stream of its own.
 
@@ -102,6 +118,10 @@ class CardDevice(Device):
         self._device.set_current()
         free, _ = self._do(self._api.cuMemGetInfo())
         return int(free)
+
+    @property
+    def usable_bytes(self) -> int:
+        return max(self.free_bytes - RESERVED_BYTES, 0)
 
     def allocate(self, n_bytes: int) -> int:
         self._device.set_current()

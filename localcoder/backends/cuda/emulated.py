@@ -1,14 +1,14 @@
 """A card emulated on the CPU (csrc/cuda/emulation.cpp): slow, and every kernel is the one that a real card runs.
 
 For tests. The library is built with the CMake option LOCALCODER_CUDA_EMULATED; LOCALCODER_CUDA_EMULATED in the
-environment names it.
+environment names it. LOCALCODER_CUDA_EMULATED_MIB says how many cards there are and what memory each has: "64,64".
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from functools import cache
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from localcoder.backends.cuda.device import Device, Launch
 from localcoder.errors import BackendError
 
 VARIABLE = "LOCALCODER_CUDA_EMULATED"
+MEMORY_VARIABLE = "LOCALCODER_CUDA_EMULATED_MIB"
+_MUCH = 1 << 40
 
 _DECLARATIONS = """
 void *lc_emulated_alloc(uint64_t size);
@@ -58,20 +60,31 @@ class EmulatedDevice(Device):
 
     Args:
         library: what the CMake option built.
+        n_bytes: of memory.
     """
 
     description = "CUDA kernels emulated on the CPU (for testing)"
 
-    def __init__(self, library: Path) -> None:
+    def __init__(self, library: Path, n_bytes: int = _MUCH) -> None:
         self._ffi, self._lib = _load(library)
+        self._left, self._sizes = n_bytes, dict[int, int]()
+
+    @property
+    def usable_bytes(self) -> int:
+        return self._left
 
     def allocate(self, n_bytes: int) -> int:
+        if n_bytes > self._left:
+            raise MemoryError(f"the emulated card has {self._left} bytes left, not {n_bytes}")
         address = int(self._ffi.cast("uintptr_t", self._lib.lc_emulated_alloc(n_bytes)))
         if not address:
             raise MemoryError(f"no {n_bytes} bytes for the emulated card")
+        self._sizes[address] = n_bytes
+        self._left -= n_bytes
         return address
 
     def release(self, address: int) -> None:
+        self._left += self._sizes.pop(address)
         self._lib.lc_emulated_free(self._ffi.cast("void *", address))
 
     def write(self, address: int, data: NDArray[Any]) -> None:
@@ -101,6 +114,14 @@ class EmulatedDevice(Device):
 class EmulatedCudaBackend(CudaBackend):
     name = "cuda-emulated"
 
-    def __init__(self, threads: int = 1) -> None:
+    def __init__(self, threads: int = 1, n_bytes: int = _MUCH) -> None:
         del threads  # one
-        super().__init__(EmulatedDevice(Path(os.environ[VARIABLE])))
+        super().__init__(EmulatedDevice(Path(os.environ[VARIABLE]), n_bytes))
+
+
+def open_cards(index: int | None = None) -> list[Callable[[], CudaBackend]]:
+    """Each opens a card."""
+    del index
+    text = os.environ.get(MEMORY_VARIABLE)
+    sizes = [int(float(mib) * 2**20) for mib in text.split(",")] if text else [_MUCH]
+    return [partial(EmulatedCudaBackend, 1, size) for size in sizes]

@@ -78,13 +78,14 @@ def coder_arguments(a: Mapping[str, Any]) -> dict[str, Any]:
     if _KV_TYPES[a["type_k"]] != _KV_TYPES[a["type_v"]]:
         raise OptionError("type_k and type_v must be the same")
     device = "cpu"
-    if a["n_gpu_layers"]:  # a model is on a card as a whole, or not at all
+    if a["n_gpu_layers"]:
         device = f"cuda:{a['main_gpu']}" if a["main_gpu"] else "auto"
     return {
         "path": a["model_path"],
         "n_ctx": a["n_ctx"] or None,
         "threads": a["n_threads"],
         "device": device,
+        "gpu_layers": a["n_gpu_layers"] if a["n_gpu_layers"] > 0 else None,
         "n_ubatch": min(a["n_batch"], a["n_ubatch"]),
         "kv_type": _KV_TYPES[a["type_k"]],
     }

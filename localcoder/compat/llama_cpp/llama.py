@@ -35,7 +35,7 @@ class Llama:
     Beyond theirs, it is safe for several threads, and `suffix` really fills a hole.
 
     Args:
-        n_gpu_layers: other than 0: a card computes, if there is one and the model fits as a whole.
+        n_gpu_layers: layers that cards compute, if there are any; below 0: as many as fit.
         chat_format: None (the model's own), "llama-2" or "chatml".
 
     Attributes:
