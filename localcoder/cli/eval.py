@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -25,6 +26,7 @@ from localcoder.cli.common import (
 from localcoder.errors import OptionError, printable
 
 if TYPE_CHECKING:
+    from localcoder.files.atomic import OutputFile
     from localcoder.measure.evaluation.tasks import Sample, Task
     from localcoder.measure.evaluation.writing import Plan
 
@@ -76,6 +78,10 @@ _N_HOLES = 100  # of a kind
     help="Seconds of processor time a program may take; by the clock, three times as many.",
 )  # fmt: skip
 @click.option(
+    "--results", type=click.Path(path_type=Path), metavar="OUT.jsonl",
+    help="Write every completion with its outcome, one JSON object a line.",
+)  # fmt: skip
+@click.option(
     "--plot", type=click.Path(path_type=Path), metavar="OUT.png|svg", help="Draw size against pass@1 of all models."
 )
 @threads_option
@@ -97,6 +103,7 @@ def eval(
     parallel: int,
     workers: int | None,
     timeout: float,
+    results: Path | None,
     plot: Path | None,
     threads: int | None,
     device: str,
@@ -116,7 +123,7 @@ def eval(
     writes there: the same text, similarity, and whether a Python file still parses.
     """
     if benchmark == "fim":
-        if completions or output or no_execute or plot or language or samples != 1 or temperature:
+        if completions or output or no_execute or results or plot or language or samples != 1 or temperature:
             raise click.UsageError(
                 "fim takes --data, --model, --limit, --seed, --threads, --device, --gpu-layers and --json only"
             )
@@ -129,8 +136,10 @@ def eval(
             as_json,
         )
         return
-    if no_execute and (completions or not output):
-        raise click.UsageError("--no-execute keeps what a model writes: it needs --output, and no --completions")
+    if no_execute and (completions or results or not output):
+        raise click.UsageError(
+            "--no-execute keeps what a model writes: it needs --output, no --completions or --results"
+        )
     if completions and (output or plot or samples != 1):
         raise click.UsageError("--completions takes no --output, --plot or --samples: no model writes anything")
     if samples > 1 and temperature == 0:
@@ -139,29 +148,30 @@ def eval(
         from localcoder.measure.plot import check_plot_target
 
         check_plot_target(plot)
-    path, tasks = _tasks(benchmark, data, language)
-    about = {"benchmark": benchmark, "language": tasks[0].language, "data": str(path)}
-    execution = None if no_execute else Execution(workers, timeout)
-    if completions:
-        assert execution is not None
-        found = _given_completions(completions, tasks, path)[:limit]
-        _show([{**about, **execution.run(iter(found), len(found))}], as_json)
-        return
+    from localcoder.files.atomic import OutputFile
     from localcoder.measure.evaluation.tasks import judged_tasks
     from localcoder.measure.evaluation.writing import Plan
 
-    plan = Plan(judged_tasks(tasks)[:limit], tasks, samples, temperature, seed, parallel)
-    results = []
-    for model in models or (None,):
-        kept = _output_of(output, model, len(models))
-        results.append(
-            {**about, **_run_model(model, plan, execution, kept, threads=threads, device=device, gpu_layers=gpu_layers)}
-        )
+    path, tasks = _tasks(benchmark, data, language)
+    about = {"benchmark": benchmark, "language": tasks[0].language, "data": str(path)}
+    with contextlib.nullcontext() if results is None else OutputFile(results) as out:
+        execution = None if no_execute else Execution(workers, timeout, out)
+        if completions:
+            assert execution is not None
+            given = _given_completions(completions, tasks, path)[:limit]
+            found = [{**about, **execution.run(iter(given), len(given))}]
+        else:
+            plan = Plan(judged_tasks(tasks)[:limit], tasks, samples, temperature, seed, parallel)
+            where = {"threads": threads, "device": device, "gpu_layers": gpu_layers}
+            found = [
+                {**about, **_run_model(model, plan, execution, _output_of(output, model, len(models)), **where)}
+                for model in models or (None,)
+            ]
     if plot and execution is not None:
         from localcoder.measure.plot import plot_pass_rates
 
-        plot_pass_rates(results, plot, name=f"{benchmark} ({tasks[0].language})")
-    _show(results, as_json)
+        plot_pass_rates(found, plot, name=f"{benchmark} ({tasks[0].language})")
+    _show(found, as_json)
 
 
 def _tasks(benchmark: str, data: Path, language: str | None) -> tuple[Path, list[Task]]:
@@ -195,13 +205,14 @@ def _given_completions(source: str, tasks: Sequence[Task], path: Path) -> list[S
 
 @dataclass(frozen=True)
 class Execution:
-    """How programs are run."""
+    """How programs are run, and where every completion goes with its outcome."""
 
     workers: int | None
     timeout_s: float
+    results: OutputFile | None
 
-    def run(self, samples: Iterator[Sample], n_samples: int) -> dict[str, Any]:
-        """Runs samples as they come, with a bar; returns the figures."""
+    def run(self, samples: Iterator[Sample], n_samples: int, **about: Any) -> dict[str, Any]:
+        """Runs samples as they come, with a bar; returns the figures. `about` comes first in every result's line."""
         from localcoder.backends.threads import usable_cores
         from localcoder.measure.evaluation.results import evaluate, missing_guards
 
@@ -215,6 +226,9 @@ class Execution:
         missing = missing_guards(results.outcomes)
         if missing:
             log.warning("on this system the programs could %s", ", ".join(sorted(missing)))
+        if self.results is not None:
+            for row in results.rows():
+                self.results.write(json.dumps({**about, **row}).encode() + b"\n")
         return results.summary()
 
 
@@ -239,7 +253,7 @@ def _run_model(
             "published": None if known is None else asdict(known),
         }
         if execution is not None:
-            return {**about, **execution.run(samples, plan.n_completions)}
+            return {**about, **execution.run(samples, plan.n_completions, model=str(path))}
         with step_progress("writing") as progress:
             for n_done, _ in enumerate(samples, 1):
                 progress(n_done, plan.n_completions, "")
@@ -265,7 +279,11 @@ def _show(results: Sequence[dict[str, Any]], as_json: bool) -> None:
         skipped = [row["detail"] for row in result.get("tasks", ()) if row["outcome"] == "skipped"]
         if skipped:
             click.echo(f"{len(skipped)} skipped: {skipped[0]}", err=True)
-        click.echo(_line(result))
+    if len(results) == 1 or "completions" in results[0]:
+        for result in results:
+            click.echo(_line(result))
+    else:
+        click.echo(_table(results))
 
 
 def _line(result: dict[str, Any]) -> str:
@@ -278,6 +296,26 @@ def _line(result: dict[str, Any]) -> str:
     known = result.get("published")
     compared = f"  published for {known['member']}: {known['pass_at_1']:.1%}" if known else ""
     return f"{'  '.join(figures) or 'nothing was run'}  {counts}{compared}{size}{name}"
+
+
+def _table(results: Sequence[dict[str, Any]]) -> str:
+    """A row for each model, as the figures of its kind stand in papers."""
+    rates = [key for key in results[0] if key.startswith("pass@")]
+    rows = [[*rates, "passed", "published", "size", "file"]]
+    for result in results:
+        known = result["published"]
+        rows.append(
+            [
+                *("-" if result.get(rate) is None else f"{result[rate]:.1%}" for rate in rates),
+                f"{result['passed']} of {result['passed'] + result['failed']}",
+                f"{known['pass_at_1']:.1%} ({known['member']})" if known else "-",
+                f"{result['file_bytes'] / 1e9:.3g} GB",
+                printable(result["model"]),
+            ]
+        )
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    lines = ["  ".join(map(str.rjust, row[:-1], widths)) + "  " + row[-1] for row in rows]
+    return "\n".join(lines)
 
 
 def _fill(model: Path | None, folder: Path, n_each: int, seed: int, **where: Any) -> dict[str, Any]:

@@ -49,6 +49,21 @@ def test_json(cli, data, tmp_path):
     assert (found["benchmark"], found["language"]) == ("humaneval", "python")
 
 
+def test_every_completion_is_kept_with_its_outcome(cli, data, tmp_path):
+    path, results = completions(tmp_path, (0, "    return x + x"), (2, "    return x")), tmp_path / "r.jsonl"
+    cli("eval", "humaneval", "--data", data, "--completions", path, "--results", results)
+    rows = [json.loads(line) for line in results.read_text(encoding="utf-8").splitlines()]
+    assert [(row["task_id"], row["completion"], row["outcome"]) for row in rows] == [
+        ("Python/0", "    return x + x", "passed"),
+        ("Python/2", "    return x", "failed"),
+    ]
+    assert rows[1]["detail"] == "a test found a wrong result"
+    before = results.read_bytes()
+    assert cli("eval", "humaneval", "--data", data, "--completions", "missing.jsonl", "--results", results).code == 2
+    assert results.read_bytes() == before
+    assert len(list(tmp_path.iterdir())) == 3
+
+
 def test_several_samples_of_a_task(cli, data, tmp_path):
     path = completions(tmp_path, *[(0, f"    return {'x + x' if i < 2 else 0}") for i in range(10)])
     found = json.loads(cli("eval", "humaneval", "--data", data, "--completions", path, "--json").out)

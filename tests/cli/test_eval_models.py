@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
+import re
 import sys
 
 import pytest
@@ -93,13 +95,76 @@ def test_several_models_and_a_plot(evaluate, files, tmp_path):
     found = json.loads(result.out)["models"]
     assert [model["model"] for model in found] == [str(files / "a.gguf"), str(files / "b.gguf")]
     assert sorted(path.name for path in folder.iterdir()) == ["a.jsonl", "b.jsonl"]
-    assert "pass@1, %" in plot.read_text() or "<svg" in plot.read_text()
+    drawn = plot.read_text()  # every text of the picture stands in it as a comment, too
+    assert all(f"<!-- {text} -->" in drawn for text in ("a", "b", "pass@1, %", "File size and solved problems"))
+
+
+def test_several_models_make_a_table(evaluate, files, tmp_path):
+    lines = tmp_path / "results.jsonl"
+    models = ["-m", files / "b.gguf", "--samples", 2, "--temperature", 1, "--limit", 2, "--results", lines]
+    head, *rows = evaluate(*models).out.splitlines()
+    assert head.split() == ["pass@1", "passed", "published", "size", "file"]
+    size = f"{(files / 'a.gguf').stat().st_size / 1e9:.3g}"
+    assert [row.split() for row in rows] == [
+        ["0.0%", "0", "of", "4", "-", size, "GB", str(files / f"{name}.gguf")] for name in "ab"
+    ]
+    assert head.index("published") + len("published") == rows[0].index("-") + 1
+    found = [(row["model"], row["task_id"]) for row in rows_of(lines)]
+    expected = [(str(files / f"{model}.gguf"), f"Python/{i}") for model in "ab" for i in (0, 1) for _ in range(2)]
+    assert sorted(found) == expected
+    assert all(row["outcome"] in ("failed", "error") and row["completion"] for row in rows_of(lines))
+
+
+def test_an_instruct_model_answers_in_a_chat(cli, files, tmp_path, monkeypatch):
+    """The prompt is that of the family's template; what counts of the answer is its code block."""
+    from localcoder.measure.evaluation import generation
+    from localcoder.tokenizer.chat_template import FAMILY_TEMPLATE
+
+    instruct = write_tiny_model(
+        tmp_path / "instruct.gguf", n_ctx=2000, chat_template=FAMILY_TEMPLATE, name="x-instruct"
+    )
+    asked = []
+    whole = generation.BatchGenerator.generate
+
+    def generate(self, work):
+        for written in whole(self, work):
+            asked.append(work[written.number][0])
+            yield dataclasses.replace(written, text="Sure:\n```python\ndef f(x):\n    return x\n```\nDone.")
+
+    monkeypatch.setattr(generation.BatchGenerator, "generate", generate)
+    found = json.loads(cli("eval", "humaneval", "--data", files, "-m", instruct, "--limit", 2, "--json").out)
+    assert (found["protocol"], found["pass@1"]) == ("instruct", 1)
+    with Coder(instruct) as coder:
+        text = coder.detokenize(asked[0].prompt)
+    assert "### Instruction:\nPlease continue to complete the function." in text
+    assert text.endswith("```\n### Response:\n")
+    assert asked[0].max_tokens == 1024
+
+
+@pytest.mark.skipif(importlib.util.find_spec("pyte") is None, reason="no pyte")
+def test_the_bar_tells_what_has_passed_so_far(start, files, tmp_path):
+    from terminal_screen import Terminal
+
+    completions = tmp_path / "c.jsonl"
+    rows = [{"task_id": f"Python/{i % 4}", "completion": f"    return {'x' if i % 2 else '0'}"} for i in range(24)]
+    completions.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    arguments = ["eval", "humaneval", "--data", files, "--completions", completions, "--workers", 1]
+    terminal = Terminal(start, *arguments)
+    terminal.wait_for("(12 of 24 passed)")
+    assert terminal.end() == 0
+    bars = re.findall(rb"pass@1.{0,400}?(\d+)/24.{0,40}?(\d+\.\d)%", terminal.seen, re.DOTALL)
+    assert any(0 < int(n_done) < 24 for n_done, _ in bars)
+    for n_done, rate in bars:
+        n_passed = int(n_done) // 2
+        assert float(rate) == pytest.approx(100 * n_passed / int(n_done), abs=0.06)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--no-execute"], "it needs --output"),
+        (["--no-execute", "--output", "o.jsonl", "--results", "r.jsonl"], "no --completions or --results"),
+        (["--results", "no-such-folder/r.jsonl"], "its folder does not exist"),
         (["--samples", "2"], "differ only with a --temperature"),
         (["--completions", "canonical", "--samples", "2"], "no model writes anything"),
         (["--plot", "x.jpg"], "a plot's name ends in"),

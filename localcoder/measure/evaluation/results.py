@@ -29,6 +29,12 @@ class Results:
         n_run = counts.total() - counts["skipped"]
         return counts["passed"] / n_run if n_run else None
 
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Each completion and what became of it."""
+        for sample, outcome in zip(self.samples, self.outcomes):
+            about = {"task_id": sample.task.task_id, "completion": sample.completion}
+            yield {**about, "outcome": outcome.name, "detail": printable(outcome.detail)}
+
     def summary(self) -> dict[str, Any]:
         """The figures: pass@k (k = 1 always, None if nothing was run), counts, and each sample's outcome."""
         by_task: dict[str, list[OutcomeName]] = {}
