@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from localcoder.errors import FileError, OptionError
+from localcoder.files.mapped import read_bounded
 from localcoder.model.kv_types import KV_TYPES
 from localcoder.session.options import SAMPLERS, GenerationOptions, Range
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from localcoder.coder import Coder
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
+
+_MOST_GRAMMAR_BYTES = 1 << 20
 
 if TYPE_CHECKING:
     _PathType = click.ParamType[Path]
@@ -92,6 +95,22 @@ def _names_of(ctx: click.Context, option: click.Parameter, value: str | None) ->
     return None if value is None else value.replace(",", " ").split()
 
 
+def _text_that_is(ctx: click.Context, option: click.Parameter, path: Path | None) -> str | None:
+    """What a file holds, once it is known to be a schema or grammar."""
+    if path is None or option.name is None:
+        return None
+    from localcoder.session.grammar.matcher import check_grammar, load_library
+
+    load_library()
+    text = decode_utf8(read_bounded(path, _MOST_GRAMMAR_BYTES, FileError), str(path))
+    chosen: dict[str, Any] = {option.name: text}
+    try:
+        check_grammar(GenerationOptions(**chosen))
+    except OptionError as error:
+        raise FileError(path, str(error).removeprefix(f"{option.name}: ")) from None
+    return text
+
+
 _OPTIONS_OF_THEIR_OWN: dict[str, Callable[[Any], Any]] = {  # of fields that are no numbers
     "stop": click.option("--stop", multiple=True, metavar="TEXT", help="End before this text; may be repeated."),
     "logit_bias": click.option(
@@ -105,6 +124,15 @@ _OPTIONS_OF_THEIR_OWN: dict[str, Callable[[Any], Any]] = {  # of fields that are
     "speculate": click.option(
         "--speculate/--no-speculate", default=None,
         help="Guess what repeats itself; the text is the same.  [default: on]",
+    ),
+    "regex": click.option("--regex", metavar="TEXT", help="The text matches this regular expression, as a whole."),
+    "json_schema": click.option(
+        "--json-schema", type=click.Path(path_type=Path), metavar="FILE", callback=_text_that_is,
+        help="The text is JSON that fits the schema in this file.",
+    ),
+    "grammar": click.option(
+        "--grammar", type=click.Path(path_type=Path), metavar="FILE", callback=_text_that_is,
+        help="The text is one of the grammar (GBNF) in this file.",
     ),
 }  # fmt: skip
 FOR_PYTHON = {"on_token", "penalize_prompt"}

@@ -24,7 +24,7 @@ from localcoder.cli.common import FOR_PYTHON
 from localcoder.errors import FileError, OptionError
 from localcoder.files.mapped import read_bounded
 from localcoder.model.kv_types import KV_TYPES
-from localcoder.session.options import GenerationOptions
+from localcoder.session.options import GRAMMAR_OPTIONS, GenerationOptions
 from localcoder.store.folder import home
 
 _MOST_BYTES = 1 << 20
@@ -39,7 +39,12 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "draft_model": (str,),
     "system": (str,),
 }
-_NOT_KEPT = {"logprobs", "logit_bias", "seed"} | FOR_PYTHON  # options of one call rather than of a user
+_NOT_KEPT = {
+    "logprobs",
+    "logit_bias",
+    "seed",
+    *GRAMMAR_OPTIONS,
+} | FOR_PYTHON  # options of one call rather than of a user
 _GENERATION = tuple(spec.name for spec in fields(GenerationOptions) if spec.name not in _NOT_KEPT)
 KEYS = (*_TYPES, *_GENERATION)
 

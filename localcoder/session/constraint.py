@@ -22,6 +22,11 @@ class Constraint(Protocol):
         """Tells what was chosen."""
         ...
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether the text is all there and nothing more may come."""
+        ...
+
 
 class Edges:
     """What the first token may be, and with what the text ends.
@@ -37,6 +42,8 @@ class Edges:
         self._after = after
         self._tail = b""
         self._stop_ids = np.array(sorted(stop_ids), np.intp)
+
+    is_complete = False
 
     def restrict(self, logits: Float32) -> Float32:
         if len(self._first):

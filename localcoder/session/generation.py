@@ -11,7 +11,8 @@ from typing import Literal
 
 import numpy as np
 
-from localcoder.session.constraint import Edges
+from localcoder.session.constraint import Constraint, Edges
+from localcoder.session.grammar.matcher import make_grammar
 from localcoder.session.lookup import Lookup
 from localcoder.session.options import GenerationOptions
 from localcoder.session.sampler import Logprob, Sampler, logprobs
@@ -109,12 +110,18 @@ def _overlap(text: str, stop: str) -> int:
 class Transcript:
     """One text in the making: tokens become pieces, the end or a stop string ends it, and its course is timed.
 
+    Args:
+        constraint: what narrows the choice; the text ends where it is complete.
+
     Attributes:
         decoder: what makes text of the tokens.
         finish_reason: None until the text has ended.
     """
 
-    def __init__(self, tokenizer: Tokenizer, options: GenerationOptions, sampler: Sampler) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, options: GenerationOptions, sampler: Sampler, constraint: Constraint | None = None
+    ) -> None:
+        self._constraint = constraint
         self.decoder = StreamDecoder(tokenizer)
         self.finish_reason: FinishReason | None = None
         self._stop_ids = tokenizer.stop_ids
@@ -139,6 +146,8 @@ class Transcript:
         if self._stops.found:
             self.finish_reason = "stop"
         self._text.append(piece)
+        if self._constraint is not None and self._constraint.is_complete and not self._stops.found:
+            piece += self.end("stop")
         return piece
 
     def end(self, reason: FinishReason) -> str:
@@ -190,6 +199,11 @@ class Generation:
             leaves them out.
         after: bytes that the text is made to end with, where the model ends it.
         draft: a smaller model that guesses, where the options say to speculate.
+
+    `begun` and `after` are not for options that say what the text has to be.
+
+    Raises:
+        OptionError: the regular expression, schema or grammar among the options is wrong.
     """
 
     def __init__(
@@ -211,7 +225,8 @@ class Generation:
         self._begun, self._after = begun, after
         self._draft = draft if options.speculate else None
         self._sampler = make_sampler(tokenizer, n_vocab, options)
-        self._transcript = Transcript(tokenizer, options, self._sampler)
+        self._grammar = make_grammar(tokenizer, n_vocab, options)
+        self._transcript = Transcript(tokenizer, options, self._sampler, self._grammar)
         self._speculation: Speculation | None = None
         self._n_prefill = 0
         self._cancelled = threading.Event()
@@ -262,13 +277,14 @@ class Generation:
             self._transcript.start()
             prompt, longer = self._open(session)
             edges = Edges(self._tokenizer, longer, self._after, stop_ids) if longer or self._after else None
+            constraint = self._grammar if edges is None else edges
             self._speculation = Speculation(Lookup(prompt), drafting) if self._options.speculate else None
             for token in session.generate(
                 prompt,
                 self._sampler,
                 max_tokens=self._options.max_tokens,
                 stop_ids=stop_ids,
-                constraint=edges,
+                constraint=constraint,
                 speculation=self._speculation,
             ):
                 self._n_prefill = self._n_prefill or session.n_evaluated - n_before

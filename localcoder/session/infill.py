@@ -7,8 +7,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 
 from localcoder.assist.context import Context, fit
-from localcoder.assist.hygiene import ALL_RULES, Hygiene, Rules, Scope
-from localcoder.errors import ContextLengthError
+from localcoder.assist.hygiene import ALL_RULES, NO_RULES, Hygiene, Rules, Scope
+from localcoder.errors import ContextLengthError, OptionError
 from localcoder.session.generation import Completion, Generation
 from localcoder.session.options import ANSWER_SHARE, GenerationOptions
 from localcoder.session.session import Session
@@ -28,7 +28,7 @@ class InfillRequest:
         path: the file's name, which tells what a comment looks like.
         extra_files: other files, text by path, the most important last.
         scope: how much is wanted at most; None: until the model ends its text.
-        rules: which rules tidy the result.
+        rules: which rules tidy the result; none where the options have a regular expression, schema or grammar.
     """
 
     prefix: str
@@ -48,7 +48,7 @@ class Infill:
 
     Raises:
         ModelError: the model cannot infill.
-        OptionError: no such scope.
+        OptionError: no such scope, or one where a regular expression, schema or grammar says what the text is.
         ContextLengthError: the context has no room for a prompt.
     """
 
@@ -64,6 +64,10 @@ class Infill:
     ) -> None:
         require_infill(tokenizer)
         rules = request.rules
+        if options.grammar_option is not None:  # it says what the text is: no rule may change it
+            if request.scope is not None:
+                raise OptionError(f"scope and {options.grammar_option} exclude each other; give one of them")
+            rules = NO_RULES
         self.context = _fit(request, tokenizer, n_ctx, options.max_tokens)
         self.prompt: InfillPrompt = infill_prompt(
             tokenizer,

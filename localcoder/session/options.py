@@ -13,6 +13,7 @@ from typing import Any, TypedDict
 from localcoder.errors import OptionError
 
 SAMPLERS = ("top_k", "typical_p", "top_p", "min_p", "temperature")
+GRAMMAR_OPTIONS = ("regex", "json_schema", "grammar")  # what a text has to be; one of them at a time
 ANSWER_SHARE = 4  # where a prompt is cut to the context, at most one in so many positions is kept for the answer
 
 
@@ -116,6 +117,9 @@ class GenerationOptions(SamplingOptions):
             tokens are the same with it and without.
         on_token: called with the id of each token as it comes, and the text that it spells by itself. If it returns
             False, the text ends there; what it raises ends it, too, and goes on to the caller.
+        regex: a regular expression (https://docs.rs/regex/latest/regex/#syntax) that the whole text matches.
+        json_schema: the text is JSON that fits this schema, which is a dictionary or JSON itself; {} is any JSON.
+        grammar: the text is one of those that a grammar in GBNF, the notation of llama.cpp, describes.
     """
 
     max_tokens: int | None = _number(256, 1, 1 << 31, "Most tokens to generate.")
@@ -123,6 +127,9 @@ class GenerationOptions(SamplingOptions):
     logprobs: int | None = _number(None, 0, 100, "Also the probabilities of each token and of so many likeliest.")
     speculate: bool = True
     on_token: Callable[[int, str], object] | None = None
+    regex: str | None = None
+    json_schema: Mapping[str, Any] | str | bool | None = None
+    grammar: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -133,6 +140,23 @@ class GenerationOptions(SamplingOptions):
         _check_switch("speculate", self.speculate)
         if self.on_token is not None and not callable(self.on_token):
             raise OptionError(f"on_token is {self.on_token!r}; expected a function")
+        self._check_grammar_options()
+
+    def _check_grammar_options(self) -> None:
+        chosen = [name for name in GRAMMAR_OPTIONS if getattr(self, name) is not None]
+        if len(chosen) > 1:
+            raise OptionError(f"{' and '.join(chosen)} exclude each other; give one of them")
+        for name in ("regex", "grammar"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, str):
+                raise OptionError(f"{name} is {value!r}; expected a text")
+        if self.json_schema is not None and not isinstance(self.json_schema, (Mapping, str, bool)):
+            raise OptionError(f"json_schema is {self.json_schema!r}; expected a dictionary, or JSON text")
+
+    @property
+    def grammar_option(self) -> str | None:
+        """Which of the options `GRAMMAR_OPTIONS` is given."""
+        return next((name for name in GRAMMAR_OPTIONS if getattr(self, name) is not None), None)
 
 
 class GenerationArguments(TypedDict, total=False):
@@ -161,3 +185,6 @@ class GenerationArguments(TypedDict, total=False):
     logprobs: int | None
     speculate: bool
     on_token: Callable[[int, str], object] | None
+    regex: str | None
+    json_schema: Mapping[str, Any] | str | bool | None
+    grammar: str | None

@@ -116,7 +116,7 @@ class Session:
         full context. A token is computed only when the next one is asked for.
 
         Args:
-            constraint: narrows each choice.
+            constraint: narrows each choice. The caller ends the iteration where it is complete.
             speculation: guesses several tokens, which are then computed in one step. Those that come are as without it,
                 as each is sampled from the model's logits, and one that was guessed wrongly is forgotten: the same
                 ones, or where guesses were drawn at random, equally distributed.
@@ -173,6 +173,7 @@ class Session:
         *,
         max_tokens: int | None = None,
         stop_ids: Collection[int] = (),
+        constraints: Sequence[Constraint] = (),
     ) -> Iterator[tuple[int, int]]:
         """As `generate`, one continuation for each sampler; each step computes a token of every one that goes on.
 
@@ -180,6 +181,7 @@ class Session:
 
         Args:
             ended: numbers of the continuations that the caller wants no more of; it may add to them at any time.
+            constraints: one for each continuation; empty: none.
 
         Yields:
             The number of a continuation, and its next token.
@@ -197,8 +199,11 @@ class Session:
         try:
             while running:
                 for number, row in zip(running, rows):
-                    token = samplers[number].sample(row, histories[number])
+                    constraint = constraints[number] if constraints else None
+                    token = samplers[number].sample(row, histories[number], constraint)
                     histories[number].append(token)
+                    if constraint is not None:
+                        constraint.accept(token)
                     yield number, token
                 n_left -= 1
                 running = [i for i in running if i not in ended and histories[i][-1] not in stop_ids]

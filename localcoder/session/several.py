@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, closing
@@ -9,6 +10,7 @@ from dataclasses import replace
 
 from localcoder.errors import OptionError
 from localcoder.session.generation import Completion, Transcript, make_sampler
+from localcoder.session.grammar.matcher import make_grammar
 from localcoder.session.options import GenerationOptions
 from localcoder.session.session import Session, StepCancelled
 from localcoder.tokenizer.tokenizer import Tokenizer
@@ -32,7 +34,7 @@ class Several:
 
     Raises:
         OptionError: `n` or `best_of` is no number from 1 or `n` on, or there is no randomness that would make the texts
-            differ.
+            differ. The regular expression, schema or grammar among the options is wrong.
     """
 
     def __init__(
@@ -65,7 +67,12 @@ class Several:
         seeds = ((first.seed + i) % _N_SEEDS for i in range(1, n_texts))
         others = (make_sampler(tokenizer, n_vocab, replace(options, seed=seed)) for seed in seeds)
         self._samplers = [first, *others]
-        self._transcripts = [Transcript(tokenizer, options, sampler) for sampler in self._samplers]
+        grammar = make_grammar(tokenizer, n_vocab, options)
+        self._grammars = [grammar.copy() for _ in self._samplers] if grammar else []
+        self._transcripts = [
+            Transcript(tokenizer, options, *of_text)
+            for of_text in itertools.zip_longest(self._samplers, self._grammars)
+        ]
         self._n_prefill = 0
         self._cancelled = threading.Event()
 
@@ -101,6 +108,7 @@ class Several:
                 ended,
                 max_tokens=self._options.max_tokens,
                 stop_ids=self._stop_ids,
+                constraints=self._grammars,
             ):
                 self._n_prefill = self._n_prefill or session.n_evaluated - n_before
                 yield number, token

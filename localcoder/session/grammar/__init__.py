@@ -1,0 +1,1 @@
+"""Grammars: what a text has to be, and which tokens may come next for that."""
