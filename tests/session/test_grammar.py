@@ -191,7 +191,7 @@ def test_a_draft_model_that_knows_of_no_grammar_breaks_none(tmp_path, way):
     large = write_tiny_model(tmp_path / "large.gguf", scale=3.0, n_ctx=512)
     small = write_tiny_model(tmp_path / "small.gguf", scale=3.0, n_ctx=512, n_layer=1)
     pattern = "([a-d][0-3]){20}"
-    with Coder(large, draft=small) as drafted, Coder(large) as alone:
+    with Coder(large, draft_model=small) as drafted, Coder(large) as alone:
         done = drafted.generate(PROMPT, regex=pattern, **way)
         assert re.fullmatch(pattern, done.text)
         if not way:
