@@ -103,7 +103,16 @@ def test_a_completion_refuses_what_it_cannot_do(llm, name, value):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("tools", [{}]), ("functions", [{}]), ("tool_choice", "auto"), ("response_format", {"type": "json_object"})],
+    [
+        ("tools", [{}]),
+        ("tools", [{"type": "function", "function": {"name": "f"}}]),
+        ("functions", [{}]),
+        ("tool_choice", "auto"),
+        ("tool_choice", {"type": "function", "function": {"name": "f"}}),
+        ("function_call", {"name": "f"}),
+        ("response_format", {"type": "json_schema"}),
+        ("response_format", "json_object"),
+    ],
 )
 def test_a_chat_refuses_what_it_cannot_do(llm, name, value):
     with pytest.raises(OptionError, match=name):

@@ -1,10 +1,12 @@
 """A drop-in for the class `Llama` of llama-cpp-python: the same arguments and results, computed by localcoder.
 
 `from localcoder.compat.llama_cpp import Llama` takes the place of `from llama_cpp import Llama`. What it cannot do
-(grammars, tools, images, LoRA, other positions than the file's) it refuses; it ignores no argument but those that only
-say how to compute: `split_mode`, `use_mmap`, `use_mlock`, `n_threads_batch`, `offload_kqv`, `flash_attn`, `op_offload`,
-`swa_full`, `no_perf`, `numa`, `logits_all`, `embedding`, `lora_scale` (without a LoRA), `draft_model` (a prompt lookup,
-which localcoder does anyway), caches, and `verbose`.
+(tools among which the model chooses, images, LoRA, other positions than the file's) it refuses; it ignores no argument
+but those that only say how to compute: `split_mode`, `use_mmap`, `use_mlock`, `n_threads_batch`, `offload_kqv`,
+`flash_attn`, `op_offload`, `swa_full`, `no_perf`, `numa`, `logits_all`, `embedding`, `lora_scale` (without a LoRA),
+`draft_model` (a prompt lookup, which localcoder does anyway), caches, and `verbose`.
+
+`LlamaGrammar`, JSON mode and the call of a chosen tool need the extra `grammar`.
 """
 
 from localcoder.compat.llama_cpp.constants import (
@@ -22,6 +24,7 @@ from localcoder.compat.llama_cpp.constants import (
     LLAMA_SPLIT_MODE_ROW,
 )
 from localcoder.compat.llama_cpp.llama import Llama
+from localcoder.compat.llama_cpp.llama_grammar import LlamaGrammar
 
 __all__ = [
     "GGML_TYPE_F16",
@@ -37,4 +40,5 @@ __all__ = [
     "LLAMA_SPLIT_MODE_NONE",
     "LLAMA_SPLIT_MODE_ROW",
     "Llama",
+    "LlamaGrammar",
 ]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from localcoder.compat.llama_cpp import constants as c
+from localcoder.compat.llama_cpp.llama_grammar import grammar_options
 from localcoder.compat.llama_cpp.llama_speculative import LlamaPromptLookupDecoding
 from localcoder.errors import OptionError
 
@@ -36,12 +37,6 @@ _ONLY: dict[str, Collection[Any]] = {  # the values that are no wish for somethi
     "mirostat_mode": (0, 2),
     "stopping_criteria": (None, []),
     "logits_processor": (None, []),
-    "grammar": (None,),
-    "functions": (None, []),
-    "function_call": (None, "none"),
-    "tools": (None, []),
-    "tool_choice": (None, "none"),
-    "response_format": (None, {"type": "text"}),
 }
 
 _SAME = (  # options of a completion that mean the same here
@@ -109,4 +104,5 @@ def generation_options(a: Mapping[str, Any], *, max_tokens: int, seed: int | Non
         "max_tokens": max_tokens,
         "stop": stop,
         **{name: a[name] for name in _SAME},
+        **grammar_options(a),
     }

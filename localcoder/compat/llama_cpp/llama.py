@@ -15,10 +15,21 @@ from localcoder.compat.llama_cpp import constants as c
 from localcoder.compat.llama_cpp.arguments import coder_arguments, generation_options, refuse_unsupported
 from localcoder.compat.llama_cpp.chat_formats import plain_messages, template_of
 from localcoder.compat.llama_cpp.hub import fetch
+from localcoder.compat.llama_cpp.llama_grammar import LlamaGrammar, chosen_tool
 from localcoder.compat.llama_cpp.llama_tokenizer import LlamaTokenizer
-from localcoder.compat.llama_cpp.shapes import Envelope, Json, LogprobWriter, chat_chunks, chat_completion, usage
+from localcoder.compat.llama_cpp.shapes import (
+    Envelope,
+    Json,
+    LogprobWriter,
+    chat_chunks,
+    chat_completion,
+    tool_chunks,
+    tool_completion,
+    usage,
+)
 from localcoder.errors import OptionError
 from localcoder.session.generation import Generation, make_sampler
+from localcoder.session.grammar.matcher import make_grammar
 from localcoder.session.options import GenerationOptions
 from localcoder.session.sampler import Logprob, logprob_of
 from localcoder.tokenizer.chat import chat_prompt, check_messages
@@ -181,7 +192,7 @@ class Llama:
         model: str | None = None,
         stopping_criteria: None = None,
         logits_processor: None = None,
-        grammar: None = None,
+        grammar: LlamaGrammar | None = None,
         logit_bias: Mapping[int, float] | None = None,
     ) -> Any:
         """Continues a prompt, or with a `suffix` writes what belongs between the two.
@@ -212,10 +223,10 @@ class Llama:
     def create_chat_completion(
         self,
         messages: Sequence[Mapping[str, Any]],
-        functions: None = None,
-        function_call: None = None,
-        tools: None = None,
-        tool_choice: None = None,
+        functions: Sequence[Mapping[str, Any]] | None = None,
+        function_call: str | Mapping[str, Any] | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        tool_choice: str | Mapping[str, Any] | None = None,
         temperature: float = 0.2,
         top_p: float = 0.95,
         top_k: int = 40,
@@ -235,12 +246,15 @@ class Llama:
         mirostat_eta: float = 0.1,
         model: str | None = None,
         logits_processor: None = None,
-        grammar: None = None,
+        grammar: LlamaGrammar | None = None,
         logit_bias: Mapping[int, float] | None = None,
         logprobs: bool | None = None,
         top_logprobs: int | None = None,
     ) -> Any:
         """Answers in a conversation. What spells a special token in a message stays text.
+
+        With `tools` and a `tool_choice` that names one of them, the answer is a call of it, with arguments as its
+        parameters say; the model is not told of the tools, so say in the messages what is wanted.
 
         Returns:
             A dictionary of the shape of OpenAI's; with `stream`, an iterator of such.
@@ -265,6 +279,9 @@ class Llama:
         stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
         a.update(stop=(*stops, *self._chat_stop), logprobs=top_logprobs if logprobs else None, echo=False)
         result = self._complete(ids, ids, a)
+        tool = chosen_tool(a)
+        if tool is not None:
+            return tool_chunks(result, tool["name"]) if stream else tool_completion(result, tool["name"])
         return chat_chunks(result) if stream else chat_completion(result)
 
     def create_chat_completion_openai_v1(self, *args: Any, **kwargs: Any) -> Any:
@@ -295,9 +312,10 @@ class Llama:
         penalize_nl: bool = True,
         logits_processor: None = None,
         stopping_criteria: None = None,
-        grammar: None = None,
+        grammar: LlamaGrammar | None = None,
     ) -> Generator[int, None, None]:
-        """Yields tokens that continue `tokens`, past the end of the text, until the context is full.
+        """Yields tokens that continue `tokens`, past the end of the text, until the context is full or the text all
+        that a grammar describes.
 
         `reset` and `penalize_nl` change nothing, as with llama-cpp-python.
         """
@@ -305,8 +323,12 @@ class Llama:
         del a["tokens"]
         options = GenerationOptions(**self._options(a, n_prompt=len(tokens), max_tokens=None))
         sampler = make_sampler(self._tokenizer, self.n_vocab(), options)
+        constraint = make_grammar(self._tokenizer, self.n_vocab(), options)
         with self._coder.sessions.lend(tokens) as session:
-            yield from session.generate(list(tokens), sampler)
+            for token in session.generate(list(tokens), sampler, constraint=constraint):
+                yield token
+                if constraint is not None and (constraint.is_complete or token in self._tokenizer.stop_ids):
+                    return
 
     def _prompt_ids(self, prompt: str | Sequence[int], suffix: str | None) -> list[int]:
         if suffix is not None:

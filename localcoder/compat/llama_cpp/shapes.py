@@ -79,6 +79,29 @@ class LogprobWriter:
 def chat_completion(completion: Json) -> Json:
     """A completion in the shape of a chat completion."""
     (choice,) = completion["choices"]
+    return _chat(completion, {"role": "assistant", "content": choice["text"]}, choice["finish_reason"])
+
+
+def tool_completion(completion: Json, name: str) -> Json:
+    """A completion, the arguments of a function, in the shape of a chat completion that calls it."""
+    (choice,) = completion["choices"]
+    called = {"name": name, "arguments": choice["text"]}
+    call = {"id": _call_id(completion, name), "type": "function", "function": called}
+    message = {"role": "assistant", "content": None, "function_call": called, "tool_calls": [call]}
+    return _chat(completion, message, _called(choice["finish_reason"]))
+
+
+def _call_id(completion: Json, name: str) -> str:
+    return f"call__0_{name}_{completion['id']}"
+
+
+def _called(reason: str | None) -> str | None:
+    """Why a call ends: it is complete, or was cut."""
+    return "tool_calls" if reason == "stop" else reason
+
+
+def _chat(completion: Json, message: Json, reason: str | None) -> Json:
+    (choice,) = completion["choices"]
     return {
         "id": "chat" + completion["id"],
         "object": "chat.completion",
@@ -87,9 +110,9 @@ def chat_completion(completion: Json) -> Json:
         "choices": [
             {
                 "index": 0,
-                "message": {"role": "assistant", "content": choice["text"]},
+                "message": message,
                 "logprobs": _chat_logprobs(choice["logprobs"]),
-                "finish_reason": choice["finish_reason"],
+                "finish_reason": reason,
             }
         ],
         "usage": completion["usage"],
@@ -104,6 +127,21 @@ def chat_chunks(chunks: Iterator[Json]) -> Iterator[Json]:
         if i == 0:
             yield _chat_chunk(chunk, {"role": "assistant"}, None, None)
         yield _chat_chunk(chunk, {"content": choice["text"]} if reason is None else {}, choice["logprobs"], reason)
+
+
+def tool_chunks(chunks: Iterator[Json], name: str) -> Iterator[Json]:
+    """The pieces of a completion, the arguments of a function, in the shape of those of a chat that calls it."""
+    nothing = {"content": None, "function_call": None, "tool_calls": None}
+    for i, chunk in enumerate(chunks):
+        (choice,) = chunk["choices"]
+        if i == 0:
+            yield _chat_chunk(chunk, {"role": "assistant", **nothing}, None, None)
+        called = {"name": name, "arguments": choice["text"]}
+        call = {"index": 0, "id": _call_id(chunk, name), "type": "function", "function": called}
+        delta = {"role": None, "content": None, "function_call": called, "tool_calls": [call]}
+        yield _chat_chunk(chunk, delta, choice["logprobs"], None)
+        if choice["finish_reason"] is not None:
+            yield _chat_chunk(chunk, {"role": None, **nothing}, None, _called(choice["finish_reason"]))
 
 
 def _chat_chunk(chunk: Json, delta: Json, logprobs: Json | None, reason: str | None) -> Json:
