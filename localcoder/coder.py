@@ -15,7 +15,7 @@ from localcoder.session.opened import embedded_model
 from localcoder.session.options import ANSWER_SHARE, GenerationArguments, GenerationOptions
 from localcoder.session.readings import Readings
 from localcoder.session.several import Several
-from localcoder.tokenizer.chat import Message, chat_prompt, check_messages, fit_history
+from localcoder.tokenizer.chat import Message, chat_prompt, check_messages, fit_history, head_length
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -222,8 +222,11 @@ class Coder(Readings):
         """
         checked = _checked(options)
         self._require_open()
-        tokens = self._conversation(messages, system, checked)
-        return Generation(self._pool.lend, self._tokenizer, self.n_vocab, tokens, checked, draft=self._draft)
+        told, tokens = self._conversation(messages, system, checked)
+        n_head = head_length(self._tokenizer, told, tokens) if checked.context_overflow == "shift" else 0
+        return Generation(
+            self._pool.lend, self._tokenizer, self.n_vocab, tokens, checked, draft=self._draft, n_head=n_head
+        )
 
     def choices(
         self,
@@ -278,13 +281,13 @@ class Coder(Readings):
         if isinstance(prompt, str):
             tokens = self._tokenizer.tokenize(prompt)
         else:
-            tokens = self._conversation(prompt, None, checked)
+            _, tokens = self._conversation(prompt, None, checked)
         return Several(self._pool.lend, self._tokenizer, self.n_vocab, tokens, checked, n, best_of)
 
     def _conversation(
         self, messages: str | Sequence[Message], system: str | None, options: GenerationOptions
-    ) -> list[int]:
-        """Token ids of as much of a conversation as fits, up to where the answer begins."""
+    ) -> tuple[list[Message], list[int]]:
+        """As much of a conversation as fits, and its token ids, up to where the answer begins."""
         told = [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
         if system is not None:
             told.insert(0, {"role": "system", "content": system})
@@ -293,7 +296,7 @@ class Coder(Readings):
         check_messages(told)
         n_answer = min(options.max_tokens or self.n_ctx, self.n_ctx // ANSWER_SHARE)
         kept = fit_history(told, self.n_ctx - n_answer, lambda m: len(chat_prompt(self._tokenizer, m)))
-        return chat_prompt(self._tokenizer, kept)
+        return kept, chat_prompt(self._tokenizer, kept)
 
 
 def _checked(options: GenerationArguments) -> GenerationOptions:

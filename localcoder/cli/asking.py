@@ -200,5 +200,6 @@ def _write_plain(generation: Generation) -> None:
 
 def note_full_context(coder: Coder, done: Completion) -> None:
     """Says so if the context was too small for the text."""
-    if done.finish_reason == "length" and done.n_prompt_tokens + done.n_tokens >= coder.n_ctx:
-        show_note(f"the text ends because the context of {coder.n_ctx} positions is full")
+    if done.context_is_full:
+        way_out = "raise --n-ctx, or forget the oldest text with --on-overflow shift"
+        show_note(f"the text ends because the context of {coder.n_ctx} positions is full: {way_out}")

@@ -14,7 +14,7 @@ import click
 from localcoder.errors import FileError, OptionError
 from localcoder.files.mapped import read_bounded
 from localcoder.model.kv_types import KV_TYPES
-from localcoder.session.options import SAMPLERS, GenerationOptions, Range
+from localcoder.session.options import OVERFLOWS, SAMPLERS, GenerationOptions, Range
 
 if TYPE_CHECKING:
     from localcoder.coder import Coder
@@ -120,6 +120,10 @@ _OPTIONS_OF_THEIR_OWN: dict[str, Callable[[Any], Any]] = {  # of fields that are
     "samplers": click.option(
         "--samplers", metavar="NAMES", callback=_names_of,
         help=f"Filters in their order.  [default: {','.join(SAMPLERS)}]",
+    ),
+    "context_overflow": click.option(
+        "--on-overflow", "context_overflow", type=click.Choice(OVERFLOWS),
+        help=f"In a full context, end the text, or forget the oldest and go on.  [default: {OVERFLOWS[0]}]",
     ),
     "speculate": click.option(
         "--speculate/--no-speculate", default=None,

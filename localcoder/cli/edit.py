@@ -74,7 +74,7 @@ def _rewrite(coder: Coder, excerpt: Excerpt, instruction: str, options: dict[str
             f"{excerpt.name}: {n_code} tokens, once as they are and once as they become, do not fit in a context of "
             f"{coder.n_ctx}; name fewer lines, as in FILE:A-B, or raise --n-ctx"
         )
-    options = {"max_tokens": _ROOM_TO_GROW * n_code + _ROOM_BESIDE, **options}
+    options = {"max_tokens": _ROOM_TO_GROW * n_code + _ROOM_BESIDE, **options, "context_overflow": "stop"}
     generation = ask(coder, "edit", {"instruction": instruction, **excerpt.fields()}, options)
     for _ in generation:
         pass

@@ -18,6 +18,7 @@ from localcoder.errors import ContextLengthError, ModelError, OptionError
 from localcoder.files.gguf_reader import GGUFFile
 from localcoder.model.hyperparameters import read_hyperparameters
 from localcoder.model.kv_cache import PagedKV, SequencePages
+from localcoder.model.kv_shift import cut_positions
 from localcoder.model.llama import bind_weights, record, record_states
 from localcoder.quants import by_name
 from localcoder.quants.spec import Bytes, Float32
@@ -139,6 +140,18 @@ class Engine:
                 self._store.write_page(page, data)
             sequence.n_past = n_tokens
 
+    def cut(self, sequence: SequencePages, start: int, stop: int) -> None:
+        """Forgets positions start .. stop - 1 of a sequence; what follows moves up, as `kv_shift` describes.
+
+        Raises:
+            ContextLengthError: no page is free for a copy of one that is shared. Nothing has changed then.
+            OptionError: the engine is closed.
+        """
+        assert 0 <= start <= stop <= sequence.n_past
+        with self._lock:
+            self._require_open()
+            cut_positions(sequence, self._store, self._program.rope, start, stop, self.backend.quantize)
+
     def evaluate(self, chunks: Sequence[Chunk]) -> Float32:
         """Appends the chunks' tokens to their sequences; returns the wanted logits, float32 [sum of n_logits, n_vocab].
 
@@ -184,8 +197,7 @@ class Engine:
             if not 0 <= chunk.n_logits <= len(chunk.tokens):
                 raise OptionError(f"{chunk.n_logits} rows of logits wanted of {len(chunk.tokens)} tokens")
         with self._lock:
-            if self._closed:
-                raise OptionError("the model has been closed")
+            self._require_open()
             for chunk in chunks:
                 chunk.sequence.reserve(len(chunk.tokens))
             pieces = [executable().run(step) for step in self._steps(chunks)]
@@ -217,6 +229,10 @@ class Engine:
             )
             for cut in cuts
         ]
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise OptionError("the model has been closed")
 
     def close(self) -> None:
         """Frees the work buffers and the KV cache once the step in progress is done; `evaluate` is an error then."""

@@ -6,6 +6,8 @@ pages' contents but through the store's `copy_page`.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from localcoder.backends.base import KVStore
 from localcoder.errors import ContextLengthError
 
@@ -62,10 +64,14 @@ class SequencePages:
         """Makes positions n_past .. n_past + n_tokens - 1 writable."""
         size = self._kv.page_size
         if n_tokens and self.n_past % size:
-            last = self.n_past // size
-            self.pages[last] = self._kv.writable(self.pages[last])
+            self.own([self.n_past // size])
         while len(self.pages) * size < self.n_past + n_tokens:
             self.pages.append(self._kv.take())
+
+    def own(self, numbers: Iterable[int]) -> None:
+        """Makes these pages writable."""
+        for i in numbers:
+            self.pages[i] = self._kv.writable(self.pages[i])
 
     def repeat(self, n_past: int) -> None:
         """Goes on to `n_past` positions with copies of the pages that are there: a long past without computing it, for

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -54,6 +54,7 @@ class Completion:
         n_tokens: generated tokens; a token that only says "end of text" is not counted.
         seed: with it and the same options the text can be made again.
         logprobs: with the option of that name, one for each token, the token that says "end of text" included.
+        context_is_full: whether it is the end of the context that ended the text.
         n_drafted, n_accepted: tokens that speculation guessed, and those of them that were right.
     """
 
@@ -64,6 +65,7 @@ class Completion:
     seed: int
     timings: Timings
     logprobs: tuple[Logprob, ...] | None = None
+    context_is_full: bool = False
     n_drafted: int = 0
     n_accepted: int = 0
 
@@ -199,6 +201,7 @@ class Generation:
             leaves them out.
         after: bytes that the text is made to end with, where the model ends it.
         draft: a smaller model that guesses, where the options say to speculate.
+        n_head: how many tokens from the start are always kept, where the options say to go on in a full context.
 
     `begun` and `after` are not for options that say what the text has to be.
 
@@ -217,18 +220,21 @@ class Generation:
         begun: Sequence[int] = (),
         after: bytes = b"",
         draft: DraftModel | None = None,
+        n_head: int = 1,
     ) -> None:
         self._lend = lend
         self._tokenizer = tokenizer
         self._prompt = prompt
         self._options = options
         self._begun, self._after = begun, after
+        self._n_kept = n_head if options.context_overflow == "shift" else None
         self._draft = draft if options.speculate else None
         self._sampler = make_sampler(tokenizer, n_vocab, options)
         self._grammar = make_grammar(tokenizer, n_vocab, options)
         self._transcript = Transcript(tokenizer, options, self._sampler, self._grammar)
         self._speculation: Speculation | None = None
         self._n_prefill = 0
+        self._is_full = False
         self._cancelled = threading.Event()
 
     def cancel(self) -> None:
@@ -286,9 +292,11 @@ class Generation:
                 stop_ids=stop_ids,
                 constraint=constraint,
                 speculation=self._speculation,
+                n_kept=self._n_kept,
             ):
                 self._n_prefill = self._n_prefill or session.n_evaluated - n_before
                 yield token
+            self._is_full = session.is_full and self._n_kept is None
 
     def _drafting(self, is_cancelled: Callable[[], bool]) -> AbstractContextManager[Drafting | None]:
         if self._draft is None:
@@ -317,4 +325,5 @@ class Generation:
     @property
     def completion(self) -> Completion:
         """The result so far; complete once the iteration has ended."""
-        return self._transcript.completion(len(self._prompt), self._n_prefill, self._speculation)
+        done = self._transcript.completion(len(self._prompt), self._n_prefill, self._speculation)
+        return replace(done, context_is_full=self._is_full and done.finish_reason == "length")

@@ -80,6 +80,7 @@ class Infill:
         )
         suffix = request.suffix[len(self.prompt.after) :]
         self._hygiene = Hygiene(request.prefix, suffix, scope=request.scope, path=request.path, rules=rules)
+        options = replace(options, context_overflow="stop")  # no part of such a prompt could be forgotten
         ids, begun, after = self.prompt.ids, self.prompt.begun, self.prompt.after.encode()
         self._generation = Generation(lend, tokenizer, n_vocab, ids, options, begun=begun, after=after, draft=draft)
 

@@ -14,6 +14,7 @@ from localcoder.errors import OptionError
 
 SAMPLERS = ("top_k", "typical_p", "top_p", "min_p", "temperature")
 GRAMMAR_OPTIONS = ("regex", "json_schema", "grammar")  # what a text has to be; one of them at a time
+OVERFLOWS = ("stop", "shift")
 ANSWER_SHARE = 4  # where a prompt is cut to the context, at most one in so many positions is kept for the answer
 
 
@@ -115,6 +116,11 @@ class GenerationOptions(SamplingOptions):
         logprobs: for each token also its logarithmic probability, and those of so many likeliest; None: not.
         speculate: whether to guess what repeats itself, in prompt and output, and check several tokens at once. The
             tokens are the same with it and without.
+        context_overflow: what happens at the end of the context. "stop": the text ends (finish reason "length").
+            "shift": the older half of what follows the start of the prompt (its first token, or a chat's system prompt)
+            is forgotten, and the text goes on, as often as it takes. What comes then is near to what the model would
+            write after the text that is left, though not the same: the rest is moved up, not computed again, and still
+            knows something of what is gone (`localcoder/model/kv_shift.py`).
         on_token: called with the id of each token as it comes, and the text that it spells by itself. If it returns
             False, the text ends there; what it raises ends it, too, and goes on to the caller.
         regex: a regular expression (https://docs.rs/regex/latest/regex/#syntax) that the whole text matches.
@@ -126,6 +132,7 @@ class GenerationOptions(SamplingOptions):
     stop: Sequence[str] = ()
     logprobs: int | None = _number(None, 0, 100, "Also the probabilities of each token and of so many likeliest.")
     speculate: bool = True
+    context_overflow: str = OVERFLOWS[0]
     on_token: Callable[[int, str], object] | None = None
     regex: str | None = None
     json_schema: Mapping[str, Any] | str | bool | None = None
@@ -138,6 +145,8 @@ class GenerationOptions(SamplingOptions):
             raise OptionError(f"stop is {list(stop)!r}; expected strings that are not empty")
         object.__setattr__(self, "stop", stop)
         _check_switch("speculate", self.speculate)
+        if self.context_overflow not in OVERFLOWS:
+            raise OptionError(f"context_overflow is {self.context_overflow!r}; expected one of {', '.join(OVERFLOWS)}")
         if self.on_token is not None and not callable(self.on_token):
             raise OptionError(f"on_token is {self.on_token!r}; expected a function")
         self._check_grammar_options()
@@ -184,6 +193,7 @@ class GenerationArguments(TypedDict, total=False):
     stop: str | Sequence[str]
     logprobs: int | None
     speculate: bool
+    context_overflow: str
     on_token: Callable[[int, str], object] | None
     regex: str | None
     json_schema: Mapping[str, Any] | str | bool | None

@@ -27,6 +27,7 @@ class SessionPool:
         try:
             yield session
         finally:
+            session.forget_moved()
             with self._lock:
                 self._idle.append(session)
 

@@ -7,10 +7,11 @@ ids only, no text.
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from localcoder.session.constraint import Constraint
     from localcoder.session.sampler import Guess
     from localcoder.session.speculation import Speculation
+
+Result = TypeVar("Result")
 
 
 class StepCancelled(Exception):
@@ -64,6 +67,7 @@ class Session:
         self._tokens: list[int] = []
         self._logits: Float32 | None = None  # after the last token, if that is known
         self._is_cancelled: Callable[[], bool] = lambda: False
+        self._n_exact = sys.maxsize  # tokens from the start that never moved
         self.n_evaluated = 0
 
     @property
@@ -111,6 +115,7 @@ class Session:
         stop_ids: Collection[int] = (),
         constraint: Constraint | None = None,
         speculation: Speculation | None = None,
+        n_kept: int | None = None,
     ) -> Iterator[int]:
         """Yields tokens that continue `prompt`, until one of `stop_ids` (which is yielded, too), `max_tokens`, or a
         full context. A token is computed only when the next one is asked for.
@@ -120,15 +125,17 @@ class Session:
             speculation: guesses several tokens, which are then computed in one step. Those that come are as without it,
                 as each is sampled from the model's logits, and one that was guessed wrongly is forgotten: the same
                 ones, or where guesses were drawn at random, equally distributed.
+            n_kept: what to do when the context is full. None: end. A number: keep so many tokens from the start, forget
+                the older half of what follows them, and go on. What comes then is near to what the model would write
+                after that text, though not the same (`kv_shift`): call `forget_moved` before any other text.
 
         Raises:
             As `sync` and `Sampler.sample`.
         """
         rows = self.sync(prompt)[None]
         history = list(prompt)
-        n_left = self._engine.n_ctx - len(prompt) + 1  # the last token need not fit: nothing follows it
-        if max_tokens is not None:
-            n_left = min(n_left, max_tokens)
+        n_left = sys.maxsize if max_tokens is None else max_tokens
+        n_cut = 0  # tokens of the history that the timeline has no longer
         draft = Draft()  # rows[i] are the logits after draft.tokens[:i]
         n_right = 0
         while True:
@@ -147,10 +154,53 @@ class Session:
                 speculation.learn(len(draft.tokens), n_right)
             if is_done:
                 return
-            if not is_right:
-                self._trim(len(history) - 1)
-                draft, n_right = Draft() if speculation is None else speculation.draft(history, n_left - 1), 0
-                draft, rows = self._evaluate_draft(token, draft)
+            if is_right:
+                continue
+            self._trim(len(history) - 1 - n_cut)
+            if self.is_full and n_kept is not None:
+                n_cut += self._forget_half(n_kept, speculation)
+            if self.is_full:
+                return
+            draft, n_right = Draft(), 0
+            if speculation is not None:
+                n_room = self._engine.n_ctx - self.sequence.n_past
+                draft = speculation.draft([*self._tokens, token], min(n_left, n_room) - 1)
+            draft, rows = self._evaluate_draft(token, draft)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the timeline is as long as the context."""
+        return self.sequence.n_past >= self._engine.n_ctx
+
+    def cut(self, start: int, stop: int) -> None:
+        """Forgets tokens start .. stop - 1, as far as they are there; what follows moves up, as `kv_shift` describes.
+
+        Raises:
+            As `Engine.cut`.
+        """
+        n_past = self.sequence.n_past
+        if stop >= n_past:
+            self._trim(min(start, n_past))
+        elif start < stop:
+            self._trim(n_past)
+            self._n_exact = min(self._n_exact, start)
+            self._with_room(partial(self._engine.cut, self.sequence, start, stop))
+            del self._tokens[start:stop]
+
+    def forget_moved(self) -> None:
+        """Leaves in the timeline only what is as if it had been computed afresh."""
+        if self._n_exact < self.sequence.n_past:
+            self._trim(self._n_exact)
+        self._n_exact = sys.maxsize
+
+    def _forget_half(self, n_kept: int, speculation: Speculation | None) -> int:
+        """Forgets the older half of what follows the first `n_kept` tokens; returns how many that are."""
+        n = max((self.sequence.n_past - n_kept) // 2, 0)
+        if n:
+            self.cut(n_kept, n_kept + n)
+            if speculation is not None:
+                speculation.cut(n_kept, n_kept + n)
+        return n
 
     def _evaluate_draft(self, token: int, draft: Draft) -> tuple[Draft, Float32]:
         """Appends a token and guesses at what follows; without them where other sessions hold the pages they take.
@@ -317,7 +367,7 @@ class Session:
     def _step(self, chunks: Sequence[Chunk]) -> Float32:
         return self._with_room(partial(self._engine.evaluate, chunks))
 
-    def _with_room(self, compute: Callable[[], Float32]) -> Float32:
+    def _with_room(self, compute: Callable[[], Result]) -> Result:
         """The result of a step, for which others give up their pages if it needs them."""
         while True:
             if self._is_cancelled():

@@ -55,6 +55,8 @@ class Several:
             raise OptionError(f"{n_texts} texts at temperature 0 would all be the same; give a temperature")
         if options.on_token is not None:
             raise OptionError("on_token is for one text at a time")
+        if options.context_overflow != "stop":
+            raise OptionError(f"context_overflow {options.context_overflow!r} is for one text at a time")
         if best_of is not None:
             options = replace(options, logprobs=options.logprobs or 0)
         self._n = n

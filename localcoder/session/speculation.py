@@ -55,6 +55,11 @@ class Speculation:
         self._learn = self._model.pace.learn
         return self._model.draft(history, n_most)
 
+    def cut(self, start: int, stop: int) -> None:
+        """Tells that tokens start .. stop - 1 are no longer in the history that `draft` gets."""
+        if self._model is not None:
+            self._model.cut(start, stop)
+
     def learn(self, n_drafted: int, n_accepted: int) -> None:
         """Tells how many tokens of the last draft were right."""
         self.n_drafted += n_drafted
@@ -125,6 +130,10 @@ class Drafting:
         except ContextLengthError:
             return Draft()
         return Draft(tokens, proposer.drawn_from)
+
+    def cut(self, start: int, stop: int) -> None:
+        """As `Speculation.cut`."""
+        self._session.cut(start, stop)
 
 
 class _Proposer:

@@ -52,6 +52,15 @@ def chat_prompt(tokenizer: Tokenizer, messages: Sequence[Message], template: str
     return ids
 
 
+def head_length(tokenizer: Tokenizer, messages: Sequence[Message], ids: Sequence[int]) -> int:
+    """How many leading tokens of `ids`, the `chat_prompt` of `messages`, do not depend on what is asked: those of the
+    system prompt."""
+    system = [message for message in messages[:1] if message["role"] == "system"]
+    other = chat_prompt(tokenizer, [*system, {"role": "user", "content": "?"}])
+    pairs = enumerate(zip(ids, other))
+    return next((i for i, (a, b) in pairs if a != b), min(len(ids), len(other)))
+
+
 def _render(tokenizer: Tokenizer, messages: Sequence[Message], template: str | None) -> str:
     template = template or tokenizer.chat_template or FAMILY_TEMPLATE
     names = {

@@ -150,6 +150,8 @@ def _value_of(key: str, text: str) -> Any:
         if text.lower() not in ("on", "off", "true", "false"):
             raise OptionError(f"{key} is {text!r}; expected on or off")
         return text.lower() in ("on", "true")
+    if kind == "str":
+        return text
     if kind.startswith("Sequence"):
         return [text.replace("\\n", "\n")] if key == "stop" else text.replace(",", " ").split()
     try:
