@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, overload
 
 from localcoder.assist.hygiene import ALL_RULES, Rules, Scope
 from localcoder.errors import OptionError
 from localcoder.session.generation import Completion, Generation
-from localcoder.session.infill import Infill, InfillRequest
+from localcoder.session.infill import Infill, InfillRequest, Infills
 from localcoder.session.opened import embedded_model
 from localcoder.session.options import ANSWER_SHARE, GenerationArguments, GenerationOptions
 from localcoder.session.readings import Readings
@@ -128,6 +128,7 @@ class Coder(Readings):
         tokens = self._tokenizer.tokenize(prompt) if isinstance(prompt, str) else self._ids(prompt)
         return Generation(self._pool.lend, self._tokenizer, self.n_vocab, tokens, checked, draft=self._draft)
 
+    @overload
     def infill(
         self,
         prefix: str,
@@ -137,8 +138,39 @@ class Coder(Readings):
         extra_files: Mapping[str, str] | None = None,
         scope: Scope | None = None,
         rules: Rules = ALL_RULES,
+        n: None = None,
+        best_of: None = None,
         **options: Unpack[GenerationArguments],
-    ) -> str:
+    ) -> str: ...
+
+    @overload
+    def infill(
+        self,
+        prefix: str,
+        suffix: str = "",
+        *,
+        path: str | None = None,
+        extra_files: Mapping[str, str] | None = None,
+        scope: Scope | None = None,
+        rules: Rules = ALL_RULES,
+        n: int,
+        best_of: int | None = None,
+        **options: Unpack[GenerationArguments],
+    ) -> list[str]: ...
+
+    def infill(
+        self,
+        prefix: str,
+        suffix: str = "",
+        *,
+        path: str | None = None,
+        extra_files: Mapping[str, str] | None = None,
+        scope: Scope | None = None,
+        rules: Rules = ALL_RULES,
+        n: int | None = None,
+        best_of: int | None = None,
+        **options: Unpack[GenerationArguments],
+    ) -> str | list[str]:
         """The text that belongs between `prefix` and `suffix`; "" where the model has nothing to say.
 
         What does not fit into the context is left out by importance: near the hole first, whole lines, imports and the
@@ -151,11 +183,12 @@ class Coder(Readings):
             scope: how much is wanted at most: "line", "block" (up to the next line that is indented less) or "function"
                 (up to the end of the enclosing one); None: until the model ends its text.
             rules: which rules tidy the result; `localcoder.assist.hygiene.Rules` has them.
+            n, best_of: as for `choices`; where n is given, the result is a list of texts.
             options: as for `complete`.
 
         Raises:
             ModelError: the model was not trained to infill.
-            OptionError: an option out of its range, or unknown.
+            OptionError: an option out of its range, or unknown; with n or best_of, as for `choices`.
             ContextLengthError: max_tokens leaves no room for a prompt.
 
         Example:
@@ -165,6 +198,10 @@ class Coder(Readings):
             False
         """
         request = InfillRequest(prefix, suffix, path, extra_files or {}, scope, rules)
+        if n is not None:
+            return [done.text for done in self.start_infills(request, n=n, best_of=best_of, **options).run()]
+        if best_of is not None:
+            raise OptionError("best_of needs n: how many of the best are wanted")
         return self.start_infill(request, **options).run().text
 
     def start_infill(self, request: InfillRequest, **options: Unpack[GenerationArguments]) -> Infill:
@@ -177,11 +214,39 @@ class Coder(Readings):
             >>> done.n_tokens <= 4
             True
         """
+        checked = self._checked_for_infill(options)
+        return Infill(request, self._pool.lend, self._tokenizer, self.n_vocab, self.n_ctx, checked, self._draft)
+
+    def start_infills(
+        self,
+        request: InfillRequest,
+        *,
+        n: int = 1,
+        best_of: int | None = None,
+        **options: Unpack[GenerationArguments],
+    ) -> Infills:
+        """Several infills of one hole, not begun: `run` them for the completions.
+
+        Args:
+            n, best_of: as for `choices`.
+
+        Example:
+            >>> from localcoder import InfillRequest
+            >>> with Coder() as coder:
+            ...     request = InfillRequest("import os\\n", "\\nprint(path)\\n")
+            ...     found = coder.start_infills(request, n=2, temperature=0.8, max_tokens=4).run()
+            >>> len(found)
+            2
+        """
+        checked = self._checked_for_infill(options)
+        return Infills(request, self._pool.lend, self._tokenizer, self.n_vocab, self.n_ctx, checked, n, best_of)
+
+    def _checked_for_infill(self, options: GenerationArguments) -> GenerationOptions:
         checked = _checked(options)
         self._require_open()
         if self.is_instruct:
             log.warning("%s: %s", self.path.name, INSTRUCT_NOTE)
-        return Infill(request, self._pool.lend, self._tokenizer, self.n_vocab, self.n_ctx, checked, self._draft)
+        return checked
 
     def chat(
         self, messages: str | Sequence[Message], *, system: str | None = None, **options: Unpack[GenerationArguments]

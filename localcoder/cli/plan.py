@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from localcoder.cli.common import echo_json, json_option, kv_type_option, threads_option
+from localcoder.cli.common import draft_model_option, echo_json, json_option, kv_type_option, threads_option
 from localcoder.convert.config import ModelConfig, read_config
 from localcoder.convert.family import FAMILY
 from localcoder.convert.recipes import ALL, recipe_by_name
@@ -41,6 +41,7 @@ DEFAULT_CTX = 4096
     "--n-ctx", type=int, help=f"Positions of the context.  [default: {DEFAULT_CTX}, or what it was trained for]"
 )
 @kv_type_option
+@draft_model_option
 @click.option("--ram", metavar="SIZE", help="Memory that it may take, such as 16GiB, 8GB or 8G.")
 @click.option("--vram", metavar="SIZE", help="Memory of a GPU that it may take.")
 @threads_option
@@ -50,6 +51,7 @@ def plan(
     type_name: str | None,
     n_ctx: int | None,
     kv_type: str,
+    draft_model: Path | None,
     ram: str | None,
     vram: str | None,
     threads: int | None,
@@ -58,13 +60,16 @@ def plan(
     """Forecast the memory that a model takes when it runs.
 
     MODEL is a GGUF file or a model's name, the folder of a checkpoint, or a member of the family: 1.3b, 5.7b-mqa, 6.7b,
-    33b, 7b-v1.5. The forecast is the peak of the resident memory with a full context.
+    33b, 7b-v1.5. The forecast is the peak of the resident memory with a full context, that of a draft model included.
     """
     budgets = {"ram": parse_size(ram) if ram else None, "vram": parse_size(vram) if vram else None}
     models, config = _models(model, type_name)
     n_ctx = min(DEFAULT_CTX, config.n_ctx_train) if n_ctx is None else n_ctx
     runtime = measure_runtime(threads)
-    fits = _fits(budgets)
+    draft = None
+    if draft_model:
+        draft = forecast(model_of_file(draft_model), n_ctx=n_ctx, kv_type=kv_type, runtime=0)
+    fits = _fits(budgets, draft)
     plans = []
     for planned_type, planned in models:
         there = forecast(planned, n_ctx=n_ctx, kv_type=kv_type, runtime=runtime)
@@ -72,8 +77,9 @@ def plan(
             {
                 "type": planned_type,
                 **{key: value for key, value in asdict(there).items() if key not in ("n_ctx", "kv_type")},
-                "total": there.total,
-                "on_device": there.on_device,
+                "draft_model": draft.total if draft else 0,
+                "total": there.total + (draft.total if draft else 0),
+                "on_device": there.on_device + (draft.on_device if draft else 0),
                 "fits": fits(there) if ram or vram else None,
                 "advice": [] if fits(there) or len(models) > 1 else list(advice(planned, config, there, fits)),
             }
@@ -86,9 +92,13 @@ def plan(
             click.echo(line)
 
 
-def _fits(budgets: dict[str, int | None]) -> Callable[[Forecast], bool]:
+def _fits(budgets: dict[str, int | None], draft: Forecast | None) -> Callable[[Forecast], bool]:
+    """Whether a model fits beside the draft model."""
     ram, vram = budgets["ram"], budgets["vram"]
-    return lambda there: (ram is None or there.total <= ram) and (vram is None or there.on_device <= vram)
+    total, on_device = (draft.total, draft.on_device) if draft else (0, 0)
+    return lambda there: (
+        (ram is None or there.total + total <= ram) and (vram is None or there.on_device + on_device <= vram)
+    )
 
 
 def _models(name: str, type_name: str | None) -> tuple[list[tuple[str, PlannedModel]], ModelConfig]:
@@ -132,8 +142,11 @@ def _one(shared: dict[str, Any], planned: dict[str, Any]) -> Iterator[str]:
         ("work", "buffers of a step"),
         ("tokenizer", "tokenizer"),
         ("runtime", "interpreter and libraries"),
+        ("draft_model", "draft model, the same of it"),
         ("total", "in all"),
     ):
+        if key == "draft_model" and not planned[key]:
+            continue
         yield f"{shown(planned[key]):>10}  {what}"
     if shared["vram"]:
         yield f"{shown(planned['on_device']):>10}  of it on a GPU"
@@ -141,7 +154,7 @@ def _one(shared: dict[str, Any], planned: dict[str, Any]) -> Iterator[str]:
         budget = " and ".join(f"{shown(shared[key])} of {key.upper()}" for key in ("ram", "vram") if shared[key])
         yield f"{'fits' if planned['fits'] else 'does not fit'} in {budget}"
     if planned["advice"]:
-        yield "to make it fit, one of these:"
+        yield f"to make it fit{' beside the draft model' if planned['draft_model'] else ''}, one of these:"
         for line in planned["advice"]:
             yield f"  {line}"
     if shared["n_ctx"] > shared["n_ctx_train"]:
@@ -152,6 +165,6 @@ def _table(shared: dict[str, Any], plans: Sequence[dict[str, Any]]) -> Iterator[
     yield f"{printable(shared['model'])}, n_ctx {shared['n_ctx']}, KV cache in {shared['kv_type']}"
     yield f"{'type':8} {'file':>10} {'KV cache':>10} {'the rest':>10} {'in all':>10}"
     for p in sorted(plans, key=lambda p: (p["weights"], p["type"])):
-        rest = p["work"] + p["tokenizer"] + p["runtime"]
+        rest = p["work"] + p["tokenizer"] + p["runtime"] + p["draft_model"]
         sizes = " ".join(f"{shown(n):>10}" for n in (p["weights"], p["kv_cache"], rest, p["total"]))
         yield f"{p['type']:8} {sizes}" + ("" if p["fits"] is None else "  fits" if p["fits"] else "  does not fit")

@@ -190,6 +190,38 @@ def make_sampler(tokenizer: Tokenizer, n_vocab: int, options: GenerationOptions)
     return Sampler(options, forbidden, breakers=breakers, n_logprobs=options.logprobs)
 
 
+@dataclass(frozen=True)
+class Start:
+    """How an answer begins whose first bytes are given.
+
+    Attributes:
+        prompt: token ids.
+        first: ids of which the first token is one; empty: any.
+        n_skipped: bytes of the first token that the text leaves out.
+    """
+
+    prompt: Sequence[int]
+    first: Sequence[int] = ()
+    n_skipped: int = 0
+
+    def edges(self, tokenizer: Tokenizer, after: bytes) -> Edges | None:
+        """What constrains an answer that begins so and ends with `after`."""
+        return Edges(tokenizer, self.first, after, tokenizer.stop_ids) if self.first or after else None
+
+
+def find_start(session: Session, tokenizer: Tokenizer, prompt: Sequence[int], begun: Sequence[int]) -> Start:
+    """Decides whether an answer begins with `begun` as it is, or with one token that is longer."""
+    if not begun:
+        return Start(prompt)
+    start = b"".join(map(tokenizer.token_bytes, begun))
+    longer = [i for i in tokenizer.index.beginning_with(start) if len(tokenizer.token_bytes(i)) > len(start)]
+    rows = logprobs(session.continue_with(prompt, begun))
+    as_it_is = float(rows[np.arange(len(begun)), begun].sum())
+    if not longer or np.logaddexp.reduce(rows[0, longer]) < as_it_is:
+        return Start([*prompt, *begun])
+    return Start(prompt, longer, len(start))
+
+
 class Generation:
     """Iterate over it once for the pieces of text; `completion` then has the rest.
 
@@ -281,8 +313,10 @@ class Generation:
         ):
             n_before = session.n_evaluated
             self._transcript.start()
-            prompt, longer = self._open(session)
-            edges = Edges(self._tokenizer, longer, self._after, stop_ids) if longer or self._after else None
+            start = find_start(session, self._tokenizer, self._prompt, self._begun)
+            prompt = start.prompt
+            self._transcript.decoder.skip(start.n_skipped)
+            edges = start.edges(self._tokenizer, self._after)
             constraint = self._grammar if edges is None else edges
             self._speculation = Speculation(Lookup(prompt), drafting) if self._options.speculate else None
             for token in session.generate(
@@ -302,25 +336,6 @@ class Generation:
         if self._draft is None:
             return nullcontext()
         return self._draft.drafting(self._prompt, self._sampler, is_cancelled)
-
-    def _open(self, session: Session) -> tuple[Sequence[int], Sequence[int]]:
-        """Decides whether the answer begins with `begun` as it is, or with one token that is longer.
-
-        Returns:
-            The prompt, and the ids of the longer tokens if it is one of them.
-        """
-        if not self._begun:
-            return self._prompt, ()
-        start = b"".join(map(self._tokenizer.token_bytes, self._begun))
-        longer = [
-            i for i in self._tokenizer.index.beginning_with(start) if len(self._tokenizer.token_bytes(i)) > len(start)
-        ]
-        rows = logprobs(session.continue_with(self._prompt, self._begun))
-        as_it_is = float(rows[np.arange(len(self._begun)), self._begun].sum())
-        if not longer or np.logaddexp.reduce(rows[0, longer]) < as_it_is:
-            return [*self._prompt, *self._begun], ()
-        self._transcript.decoder.skip(len(start))
-        return self._prompt, longer
 
     @property
     def completion(self) -> Completion:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from localcoder.assist.context import Context, fit
 from localcoder.assist.hygiene import ALL_RULES, NO_RULES, Hygiene, Rules, Scope
@@ -12,6 +14,7 @@ from localcoder.errors import ContextLengthError, OptionError
 from localcoder.session.generation import Completion, Generation
 from localcoder.session.options import ANSWER_SHARE, GenerationOptions
 from localcoder.session.session import Session
+from localcoder.session.several import Several
 from localcoder.session.speculation import DraftModel
 from localcoder.tokenizer.infill import N_MARKERS, InfillPrompt, infill_prompt, require_infill
 from localcoder.tokenizer.tokenizer import Tokenizer
@@ -39,8 +42,8 @@ class InfillRequest:
     rules: Rules = ALL_RULES
 
 
-class Infill:
-    """One infill, ready to run.
+class Hole:
+    """What is between two texts: what the model is asked, and what is made of its answer.
 
     Attributes:
         context: what the model gets to see.
@@ -52,16 +55,7 @@ class Infill:
         ContextLengthError: the context has no room for a prompt.
     """
 
-    def __init__(
-        self,
-        request: InfillRequest,
-        lend: Callable[[Sequence[int]], AbstractContextManager[Session]],
-        tokenizer: Tokenizer,
-        n_vocab: int,
-        n_ctx: int,
-        options: GenerationOptions,
-        draft: DraftModel | None = None,
-    ) -> None:
+    def __init__(self, request: InfillRequest, tokenizer: Tokenizer, n_ctx: int, options: GenerationOptions) -> None:
         require_infill(tokenizer)
         rules = request.rules
         if options.grammar_option is not None:  # it says what the text is: no rule may change it
@@ -80,9 +74,51 @@ class Infill:
         )
         suffix = request.suffix[len(self.prompt.after) :]
         self._hygiene = Hygiene(request.prefix, suffix, scope=request.scope, path=request.path, rules=rules)
+
+    @property
+    def edges(self) -> dict[str, Any]:
+        """With what the answer begins and ends, as `Generation` takes it."""
+        return {"begun": self.prompt.begun, "after": self.prompt.after.encode()}
+
+    def is_done(self, raw: str) -> bool:
+        """Whether nothing that the model would write after `raw` is wanted."""
+        return self._hygiene.is_done(raw)
+
+    def filled(self, raw: str, done: Completion) -> Completion:
+        """`done`, with what belongs into the hole of all that the model wrote."""
+        text, after = self._hygiene.finish(raw), self.prompt.after
+        if after and after in text:
+            text = text[: text.rindex(after)]
+        return replace(done, text=text, finish_reason="stop" if self.is_done(raw) else done.finish_reason)
+
+
+class Infill:
+    """One infill, ready to run.
+
+    Attributes:
+        context: what the model gets to see.
+        prompt: its token ids.
+
+    Raises:
+        As `Hole`.
+    """
+
+    def __init__(
+        self,
+        request: InfillRequest,
+        lend: Callable[[Sequence[int]], AbstractContextManager[Session]],
+        tokenizer: Tokenizer,
+        n_vocab: int,
+        n_ctx: int,
+        options: GenerationOptions,
+        draft: DraftModel | None = None,
+    ) -> None:
+        self._hole = Hole(request, tokenizer, n_ctx, options)
+        self.context, self.prompt = self._hole.context, self._hole.prompt
         options = replace(options, context_overflow="stop")  # no part of such a prompt could be forgotten
-        ids, begun, after = self.prompt.ids, self.prompt.begun, self.prompt.after.encode()
-        self._generation = Generation(lend, tokenizer, n_vocab, ids, options, begun=begun, after=after, draft=draft)
+        self._generation = Generation(
+            lend, tokenizer, n_vocab, self.prompt.ids, options, draft=draft, **self._hole.edges
+        )
 
     def cancel(self) -> None:
         """Ends `run`, whichever thread it is in, before the next step; what there is of the text is tidied."""
@@ -90,19 +126,56 @@ class Infill:
 
     def run(self) -> Completion:
         """The completion, whose text is what belongs into the hole; once only."""
-        raw, is_done = "", False
+        raw = ""
         pieces = iter(self._generation)
         for piece in pieces:
             raw += piece
-            if self._hygiene.is_done(raw):
-                is_done = True
+            if self._hole.is_done(raw):
                 break
         pieces.close()
-        text, after = self._hygiene.finish(raw), self.prompt.after
-        if after and after in text:
-            text = text[: text.rindex(after)]
-        done = self._generation.completion
-        return replace(done, text=text, finish_reason="stop" if is_done else done.finish_reason)
+        return self._hole.filled(raw, self._generation.completion)
+
+
+class Infills:
+    """Several infills of one hole, written at the same time.
+
+    Args:
+        n, best_of: as for `Several`.
+
+    Raises:
+        As `Hole` and `Several`.
+    """
+
+    def __init__(
+        self,
+        request: InfillRequest,
+        lend: Callable[[Sequence[int]], AbstractContextManager[Session]],
+        tokenizer: Tokenizer,
+        n_vocab: int,
+        n_ctx: int,
+        options: GenerationOptions,
+        n: int,
+        best_of: int | None = None,
+    ) -> None:
+        self._hole = Hole(request, tokenizer, n_ctx, options)
+        ids = self._hole.prompt.ids
+        options = replace(options, context_overflow="stop")  # as for one
+        self._several = Several(lend, tokenizer, n_vocab, ids, options, n, best_of, **self._hole.edges)
+
+    def cancel(self) -> None:
+        """As `Infill.cancel`."""
+        self._several.cancel()
+
+    def run(self) -> list[Completion]:
+        """The completions, whose texts are what belongs into the hole; once only."""
+        raw: defaultdict[int, str] = defaultdict(str)
+        for number, piece in self._several:
+            if self._hole.is_done(raw[number]):
+                continue  # a piece that was held back when the text was ended
+            raw[number] += piece
+            if self._hole.is_done(raw[number]):
+                self._several.end(number)
+        return [self._hole.filled(raw[number], done) for number, done in self._several.numbered]
 
 
 def _fit(request: InfillRequest, tokenizer: Tokenizer, n_ctx: int, max_tokens: int | None) -> Context:

@@ -223,7 +223,7 @@ class Session:
         *,
         max_tokens: int | None = None,
         stop_ids: Collection[int] = (),
-        constraints: Sequence[Constraint] = (),
+        constraints: Sequence[Constraint | None] = (),
     ) -> Iterator[tuple[int, int]]:
         """As `generate`, one continuation for each sampler; each step computes a token of every one that goes on.
 

@@ -9,7 +9,8 @@ from contextlib import AbstractContextManager, closing
 from dataclasses import replace
 
 from localcoder.errors import OptionError
-from localcoder.session.generation import Completion, Transcript, make_sampler
+from localcoder.session.constraint import Constraint
+from localcoder.session.generation import Completion, Start, Transcript, find_start, make_sampler
 from localcoder.session.grammar.matcher import make_grammar
 from localcoder.session.options import GenerationOptions
 from localcoder.session.session import Session, StepCancelled
@@ -31,6 +32,7 @@ class Several:
         n: how many completions are wanted.
         best_of: how many texts to write, of which the `n` with the highest mean log-probability of their tokens are the
             completions, best first; None: `n`, in the order of their seeds.
+        begun, after: as for `Generation`.
 
     Raises:
         OptionError: `n` or `best_of` is no number from 1 or `n` on, or there is no randomness that would make the texts
@@ -46,6 +48,9 @@ class Several:
         options: GenerationOptions,
         n: int,
         best_of: int | None = None,
+        *,
+        begun: Sequence[int] = (),
+        after: bytes = b"",
     ) -> None:
         n_texts = n if best_of is None else best_of
         for name, value, least in (("n", n, 1), ("best_of", n_texts, n)):
@@ -62,8 +67,10 @@ class Several:
         self._n = n
         self._is_ranked = best_of is not None
         self._lend = lend
-        self._stop_ids = tokenizer.stop_ids
+        self._tokenizer = tokenizer
         self._prompt = prompt
+        self._begun, self._after = begun, after
+        self._ended: set[int] = set()
         self._options = options
         first = make_sampler(tokenizer, n_vocab, options)
         seeds = ((first.seed + i) % _N_SEEDS for i in range(1, n_texts))
@@ -82,6 +89,12 @@ class Several:
         """Ends the iteration, whichever thread it is in, before the next step; what there is of the texts stays."""
         self._cancelled.set()
 
+    def end(self, number: int) -> None:
+        """Ends one of the texts, of which what there is is enough."""
+        self._ended.add(number)
+        if self._transcripts[number].finish_reason is None:
+            self._transcripts[number].end("stop")
+
     def __iter__(self) -> Generator[tuple[int, str], None, None]:
         try:
             with closing(self._tokens()) as tokens:
@@ -99,30 +112,42 @@ class Several:
             pass
 
     def _tokens(self) -> Generator[tuple[int, int], None, None]:
-        ended: set[int] = set()
         with self._lend(self._prompt) as session, session.cancelled_by(self._cancelled.is_set):
             n_before = session.n_evaluated
             for transcript in self._transcripts:
                 transcript.start()
+            start = find_start(session, self._tokenizer, self._prompt, self._begun)
+            for transcript in self._transcripts:
+                transcript.decoder.skip(start.n_skipped)
             for number, token in session.generate_together(
-                self._prompt,
+                start.prompt,
                 self._samplers,
-                ended,
+                self._ended,
                 max_tokens=self._options.max_tokens,
-                stop_ids=self._stop_ids,
-                constraints=self._grammars,
+                stop_ids=self._tokenizer.stop_ids,
+                constraints=self._constraints(start),
             ):
                 self._n_prefill = self._n_prefill or session.n_evaluated - n_before
                 yield number, token
                 if self._transcripts[number].finish_reason:
-                    ended.add(number)
+                    self._ended.add(number)
+
+    def _constraints(self, start: Start) -> Sequence[Constraint | None]:
+        edges = [start.edges(self._tokenizer, self._after) for _ in self._samplers]
+        return self._grammars if edges[0] is None else edges
 
     @property
     def completions(self) -> list[Completion]:
         """The results so far; complete once the iteration has ended."""
-        found = [transcript.completion(len(self._prompt), self._n_prefill) for transcript in self._transcripts]
+        return [done for _, done in self.numbered]
+
+    @property
+    def numbered(self) -> list[tuple[int, Completion]]:
+        """The completions with the numbers of their texts."""
+        prompt = len(self._prompt), self._n_prefill
+        found = [(number, transcript.completion(*prompt)) for number, transcript in enumerate(self._transcripts)]
         if self._is_ranked:
-            found.sort(key=lambda done: done.mean_logprob or 0.0, reverse=True)
+            found.sort(key=lambda pair: pair[1].mean_logprob or 0.0, reverse=True)
         return found[: self._n]
 
     def run(self) -> list[Completion]:

@@ -25,6 +25,19 @@ def test_a_file(cli, model):
     assert json.loads(cli("plan", model, "--type", "q8_0", "--json").out)["weights"] < found["weights"]
 
 
+def test_a_draft_model_takes_memory_too(cli, model):
+    args = ["plan", "1.3b", "--type", "q4_0", "--n-ctx", 1024]
+    alone = json.loads(cli(*args, "--json").out)
+    with_draft = json.loads(cli(*args, "--draft-model", model, "--json").out)
+    assert alone["draft_model"] == 0
+    assert with_draft["draft_model"] > model.stat().st_size
+    assert with_draft["total"] == alone["total"] + with_draft["draft_model"]
+    assert "draft model" in cli(*args, "--draft-model", model).out
+    budget = ["--ram", alone["total"] + with_draft["draft_model"] // 2, "--json"]
+    assert json.loads(cli(*args, *budget).out)["fits"] is True
+    assert json.loads(cli(*args, *budget, "--draft-model", model).out)["fits"] is False
+
+
 @pytest.mark.parametrize("name", ["1.3b", "1.3B", "deepseek-coder-1.3b-instruct"])
 def test_every_type_of_a_member(cli, name):
     found = json.loads(cli("plan", name, "--json", "--ram", "3GiB").out)

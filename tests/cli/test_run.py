@@ -94,7 +94,10 @@ def test_notes_go_to_stderr(cli, model, expected):
 
 def test_a_full_context_is_said(cli, model):
     full = cli("run", model, PROMPT, "--n-ctx", 30, "--max-tokens", 100, "--temperature", 1, "--seed", 1)
-    assert full.err == "localcoder: note: the text ends because the context of 30 positions is full\n"
+    assert full.err == (
+        "localcoder: note: the text ends because the context of 30 positions is full: "
+        "raise --n-ctx, or forget the oldest text with --on-overflow shift\n"
+    )
     assert cli("run", model, PROMPT, "--n-ctx", 300, "--max-tokens", 3).err == ""
 
 
