@@ -1,13 +1,27 @@
 """What it costs to keep keys and values whose positions change: against computing the text that is left afresh.
 
-    python tools/measure_shift.py -m MODEL.gguf [--kv-type TYPE] [--texts N]
+    python tools/measure_shift.py -m MODEL.gguf [--kv-type TYPE] [--texts N] [--n-ctx N]
 
 Two cases, on files of the standard library: `shift`, a context whose older half is forgotten while the text goes on
 (`context_overflow="shift"`), and `edit`, a few lines in the middle of a file that are deleted, so that what follows
 would only have to be moved. In both, tokens are cut out of the cache, and the next ones are predicted from what is
 left.
 
-FIGURES
+Figures of the demonstration model as f32, 10 texts of 256 tokens (mean divergence in nats, share of positions with the
+same likeliest token, loss of what really follows):
+
+    KV cache   shift                                 edit
+    f16        0.0068   94.3%   3.2816 -> 3.2828     0.0023   98.3%   3.2828 -> 3.2744
+    q8_0       0.0070   94.0%   3.2815 -> 3.2840     0.0025   97.5%   3.2836 -> 3.2766
+    q4_0       0.0478   88.9%   3.3872 -> 3.3889     0.0601   90.2%   3.3893 -> 3.3850
+
+So a shift costs nothing that the loss would show, and is done that way: the text of a full context has no right answer
+that it could miss. After an edit it has one, that of a fresh session, and one greedy token in fifty would differ from
+it, though nothing was inserted or renamed that the moved text ought to have seen. So an edit re-uses what stands before
+it, and nothing after it.
+
+Contexts longer than what a model was trained on say little: at 1024 tokens this one, which was trained on 512, predicts
+nothing well either way (`shift` 0.36 nats, 69%).
 """
 
 from __future__ import annotations
@@ -69,7 +83,7 @@ def compare(engine: Engine, tokens: np.ndarray, cut: tuple[int, int]) -> list[tu
 @click.option("-m", "--model", type=click.Path(path_type=Path), help="Default: the embedded model.")
 @click.option("--kv-type", type=click.Choice(KV_TYPES), default=KV_TYPES[0])
 @click.option("--texts", default=30, help="Files to look at.")
-@click.option("--n-ctx", default=1024, help="Tokens that are computed before some are cut out.")
+@click.option("--n-ctx", default=256, help="Tokens that are computed before some are cut out.")
 @click.option("--seed", default=0)
 def main(model: Path | None, kv_type: str, texts: int, n_ctx: int, seed: int) -> None:
     """Measure what moved keys cost."""

@@ -26,7 +26,7 @@ def test_each_is_what_its_seed_gives_alone(coder, scope):
     assert [done.seed for done in found] == [7, 8, 9, 10]
     alone = [coder.start_infill(request, **{**WARM, "seed": done.seed}).run() for done in found]
     for done, one in zip(found, alone):
-        assert (done.text, done.finish_reason) == (one.text, one.finish_reason)
+        assert (done.text, done.finish_reason, done.n_tokens) == (one.text, one.finish_reason, one.n_tokens)
     assert len({done.text for done in found}) > 1
     assert coder.infill(PREFIX, SUFFIX, scope=scope, n=4, **WARM) == [done.text for done in found]
 
@@ -42,11 +42,6 @@ def test_with_the_embedded_model():
             assert done.text == alone.text
 
 
-def test_a_scope_ends_each_where_it_is_due(coder):
-    lines = coder.infill("x = ", "\n", scope="line", n=4, **{**WARM, "max_tokens": 200})
-    assert all("\n" not in line for line in lines)
-
-
 def test_the_best_come_first(coder):
     ranked = coder.start_infills(InfillRequest(PREFIX, SUFFIX), n=2, best_of=5, **WARM).run()
     assert ranked[0].mean_logprob >= ranked[1].mean_logprob
@@ -57,7 +52,7 @@ def test_the_best_come_first(coder):
 def test_one_that_is_cancelled_ends(coder):
     infills = coder.start_infills(InfillRequest(PREFIX, SUFFIX), n=3, **WARM)
     infills.cancel()
-    assert {done.finish_reason for done in infills.run()} == {None}
+    assert all(done.n_tokens <= 1 for done in infills.run())
 
 
 def test_what_cannot_be(coder):
