@@ -7,7 +7,7 @@ from email.message import Message
 
 import pytest
 from train.cleaning import clean, is_left_out, windows
-from train.data import make_data, read_corpus
+from train.data import make_data, make_heldout, read_corpus
 from train.licences import permitted_licence
 from train.sources import Package, fetched_projects, installed_projects, read_list
 from train.work import Work, read_json
@@ -187,3 +187,11 @@ def test_nothing_held_out_is_an_error(tmp_path):
     with pytest.raises(OptionError, match="1 files to train on and 0 held out"):
         make_data([project("alpha", {"a.py": MODULE.encode()})], Work(tmp_path), project_mb=1)
     assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_what_is_held_out_can_be_made_alone(packed, projects, tmp_path):
+    alone = Work(tmp_path)
+    make_heldout([project for project in projects if project.is_heldout], alone, project_mb=1)
+    assert alone.heldout_text.read_bytes() == packed.heldout_text.read_bytes()
+    files = [{p.relative_to(w.heldout): p.read_bytes() for p in w.heldout.rglob("*.py")} for w in (alone, packed)]
+    assert files[0] == files[1] != {}

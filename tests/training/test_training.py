@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import signal
 import subprocess
 import sys
@@ -20,7 +21,9 @@ from train.card import make_card
 from train.commands import main
 from train.export import MOST_BYTES, SHARD_BYTES, make_config, read_weights, write_checkpoint
 from train.model import Llama
+from train.report import shipped_card, shipped_model
 from train.settings import FILE, ModelSettings, read_settings
+from train.sources import PYTHON, VERSIONS, read_list
 from train.training import Plan, Trainer, read_state
 from train.work import Work
 
@@ -29,6 +32,7 @@ from localcoder.convert.choice import Choice
 from localcoder.convert.converter import convert
 from localcoder.convert.recipes import recipe_by_name
 from localcoder.errors import FileError, OptionError
+from localcoder.files.gguf_reader import GGUFFile
 from localcoder.quants.search import requantize
 
 TOOL = Path(__file__).parents[2] / "tools" / "train"
@@ -312,7 +316,7 @@ def test_stages_by_the_command_line(work, settings, tmp_path):
     code, output = run("report", "--holes", "2", "--asked", "2")
     assert code == 0, output
     found = json.loads(work.figures.read_text(encoding="utf-8"))
-    assert found["trained_tokens"] == 4 * STEP
+    assert found["origin"]["trained_tokens"] == 4 * STEP
     assert 2 < found["perplexity"]["perplexity"] < 600  # hardly better than chance
     assert [hole["n_holes"] for hole in found["fim"]] == [2, 2, 2]
     card = work.card.read_text(encoding="utf-8")
@@ -320,25 +324,71 @@ def test_stages_by_the_command_line(work, settings, tmp_path):
     assert "- MIT: alpha 1.0, beta 1.0" in card
 
 
+def test_the_shipped_model_is_the_one_described():
+    model, origin = shipped_model()
+    file = GGUFFile.open(model)
+    assert sum(math.prod(tensor.shape) for tensor in file.tensors.values()) == origin["n_weights"]
+    assert model.stat().st_size <= MOST_BYTES
+    listed = {package.name: package for package in read_list()}
+    versions = dict(line.split("==") for line in VERSIONS.read_text(encoding="utf-8").split())
+    for project in origin["projects"]:
+        if project["name"] != PYTHON:
+            assert project["version"] == versions[project["name"]]
+            assert project["heldout"] == listed[project["name"]].is_heldout
+    card = shipped_card()
+    assert f"{model.stat().st_size / 1e6:.1f} MB" in card
+    assert all(f"{p['name']} {p['version']}" in " ".join(card.split()) for p in origin["projects"] if p["files"])
+    assert f"{origin['trained_tokens']:,}" in card
+
+
+def test_the_shipped_models_figures_are_measured_again(work, settings, tmp_path):
+    arguments = ["--work", str(work.folder), "report", "--shipped", "--holes", "1", "--asked", "1"]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.output
+    assert "the card in the package differs:" in result.output  # other held-out files, and one hole
+    assert "+| Infill, line: exact match of 1 |" in result.output
+    found = json.loads(work.figures.read_text(encoding="utf-8"))
+    model, origin = shipped_model()
+    assert (found["file"], found["origin"]) == (model.name, origin)
+    assert 3 < found["perplexity"]["perplexity"] < 100
+
+
 def test_the_card_has_every_figure_and_every_project():
+    data = [
+        {"name": "alpha", "version": "1.2", "licence": "MIT", "heldout": False, "files": 3, "bytes": 5_000_000},
+        {"name": "gamma", "version": "3", "licence": "BSD", "heldout": True, "files": 2, "bytes": 90},
+    ]
     figures = {
         "file": "python-1m.gguf",
         "file_bytes": 1_234_567,
-        "n_weights": 1_050_000,
-        "trained_tokens": 2_000_000,
-        "trained_seconds": 660,
-        "rows": {"passes": [{"tokens": 1_500_000}]},
+        "origin": {
+            "profile": "trial",
+            "n_weights": 1_050_000,
+            "trained_tokens": 2_000_000,
+            "trained_seconds": 660,
+            "started_from": "python-9m",
+            "corpus_tokens": 1_500_000,
+            "projects": data,
+        },
         "perplexity": {"perplexity": 31.4159, "standard_error": 0.27, "n_tokens": 9, "n_ctx": 512},
         "fim": [{"kind": "line", "n_holes": 50, "exact_match": 0.123, "edit_similarity": 0.5, "parses": 0.77}],
         "chat": {"n_asked": 30, "code_blocks": 0.9, "parses": 0.4},
         "humaneval": {"pass@1": 0.006, "n_problems": 164, "parses": 0.55},
     }
-    data = [
-        {"name": "alpha", "version": "1.2", "licence": "MIT", "heldout": False, "files": 3, "bytes": 5_000_000},
-        {"name": "gamma", "version": "3", "licence": "BSD", "heldout": True, "files": 2, "bytes": 90},
-    ]
-    card = make_card(figures, data, read_settings("trial"))
-    for text in ("31.42 ± 0.27", "12.3%", "77%", "90%", "0.6%", "55%", "11 minutes", "1.2 MB", "- MIT: alpha 1.2"):
+    card = make_card(figures, read_settings("trial"))
+    for text in (
+        "31.42 ± 0.27",
+        "12.3%",
+        "77%",
+        "90%",
+        "0.6%",
+        "55%",
+        "11 minutes",
+        "1.2 MB",
+        "- MIT: alpha 1.2",
+        "2,000,000",
+        "42\nmillion",
+    ):
         assert text in card
     assert card.index("alpha 1.2") < card.index("Held out") < card.index("- BSD: gamma 3")
     assert isinstance(read_settings("trial").model, ModelSettings)

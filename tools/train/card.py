@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from .settings import Settings
@@ -27,9 +29,9 @@ feed-forward width {n_ff}, {tying} |
 
 ## Data
 
-{corpus_mb:.0f} MB of Python, {corpus_tokens:,} tokens in a pass with everything in it, of which the training saw \
-{trained_tokens:,} in {minutes} minutes. Tests, generated files, vendored code and near copies were left out. Licences
-as the packages' own metadata state them:
+{beginning}{corpus_mb:.0f} MB of Python: a pass through all of it has {corpus_tokens:,} tokens, of which the training
+saw {trained_tokens:,} in {minutes} minutes. Tests, generated files, vendored code and near copies were left out.
+Licences as the packages' own metadata state them:
 
 {train}
 
@@ -50,24 +52,25 @@ On the held-out projects alone.
 Python only. It knows few facts and has no safeguards; it may repeat fragments of its training data. Use it to try the
 program, not to write programs.
 
-Made by `tools/train`; `python tools/train report` measures the figures and writes this page.
+Made by `tools/train`; `python tools/train report --shipped --humaneval humaneval-python.jsonl` measures the figures
+again, on the same held-out files, which it fetches.
 """
 
 
-def make_card(figures: Mapping[str, Any], data: Sequence[Mapping[str, Any]], settings: Settings) -> str:
+def make_card(figures: Mapping[str, Any], settings: Settings) -> str:
     """The card's text.
 
     Args:
         figures: as `make_report` puts them together.
-        data: the projects, as the stage `data` describes them.
     """
-    model, documents, passes = settings.model, settings.documents, figures["rows"]["passes"]
+    model, documents, origin = settings.model, settings.documents, figures["origin"]
+    data = origin["projects"]
     return _TEXT.format(
         name=figures["file"].removesuffix(".gguf"),
         file=figures["file"],
         type=settings.type,
         megabytes=figures["file_bytes"] / 1e6,
-        millions=figures["n_weights"] / 1e6,
+        millions=origin["n_weights"] / 1e6,
         n_layer=model.n_layer,
         n_embd=model.n_embd,
         n_head=model.n_head,
@@ -81,20 +84,31 @@ def make_card(figures: Mapping[str, Any], data: Sequence[Mapping[str, Any]], set
         row_tokens=documents.row_tokens,
         fim_share=documents.fim_share,
         corpus_mb=sum(project["bytes"] for project in data if not project["heldout"]) / 1e6,
-        corpus_tokens=passes[0]["tokens"],
-        trained_tokens=figures["trained_tokens"],
-        minutes=round(figures["trained_seconds"] / 60),
+        corpus_tokens=origin["corpus_tokens"],
+        trained_tokens=origin["trained_tokens"],
+        minutes=round(origin["trained_seconds"] / 60),
+        beginning=_beginning(origin["started_from"]),
         train=_projects([project for project in data if not project["heldout"]]),
         heldout=_projects([project for project in data if project["heldout"]]),
         figures="\n".join(f"| {name} | {value} |" for name, value in _rows(figures)),
     )
 
 
+def _beginning(name: str) -> str:
+    """What is known of the checkpoint that the training began with: a file beside this one, called as it is."""
+    if not name:
+        return ""
+    about = Path(__file__).with_name(f"{name}.md")
+    known = about.read_text(encoding="utf-8").strip() if about.exists() else f"The training began with {name}."
+    return f"{known}\n\n"
+
+
 def _projects(projects: Sequence[Mapping[str, Any]]) -> str:
     lines: list[str] = []
     for licence in sorted({project["licence"] for project in projects}):
         named = (f"{p['name']} {p['version']}" for p in projects if p["licence"] == licence and p["files"])
-        lines.append(f"- {licence}: {', '.join(named)}")
+        text = f"- {licence}: {', '.join(named)}"
+        lines.append(textwrap.fill(text, 118, subsequent_indent="  ", break_on_hyphens=False))
     return "\n".join(lines)
 
 

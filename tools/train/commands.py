@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import sys
 from collections.abc import Callable
@@ -150,6 +151,8 @@ def train(
     trainer = Trainer(work, settings, plan, read_weights(checkpoint) if checkpoint else None)
     if resume:
         trainer.resume()
+    elif checkpoint:
+        trainer.progress.started_from = checkpoint.resolve().name
     n_weights = sum(weight.numel() for weight in trainer.model.parameters())
     _say(f"{n_weights / 1e6:.2f}M parameters on {device}, {kind}")
     ended = trainer.run(_say)
@@ -193,11 +196,36 @@ def export(obj: tuple[Work, Settings], type_name: str | None, dtype: str, checkp
 @click.option("--humaneval", type=click.Path(path_type=Path), help="HumanEval's problems in Python (JSON lines).")
 @click.option("--holes", type=click.IntRange(1), default=100, show_default=True, help="Holes of each kind to fill.")
 @click.option("--asked", type=click.IntRange(1), default=30, show_default=True, help="Instructions to answer.")
-@click.pass_obj
-def report(obj: tuple[Work, Settings], humaneval: Path | None, holes: int, asked: int) -> None:
+@click.option("--shipped", is_flag=True, help="Measure the model in the package, on held-out data fetched for it.")
+@click.pass_context
+def report(ctx: click.Context, humaneval: Path | None, holes: int, asked: int, shipped: bool) -> None:
     """Measure the exported model, and write its card."""
-    from .report import make_report
+    from .report import make_report, shipped_card, shipped_model, trained_model
 
-    work, settings = obj
-    make_report(work, settings, humaneval and humaneval.absolute(), n_holes=holes, n_asked=asked)
+    work, settings = ctx.obj
+    if shipped:
+        model, origin = shipped_model()
+        settings = read_settings(origin["profile"])
+        if not work.heldout_text.exists():
+            _fetch_heldout(work, settings)
+    else:
+        assert ctx.parent is not None
+        model, origin = trained_model(work, settings, ctx.parent.params["profile"])
+    make_report(work, settings, model, origin, humaneval and humaneval.absolute(), n_holes=holes, n_asked=asked)
     _say(f"wrote {work.figures} and {work.card}")
+    if shipped:
+        before, now = shipped_card(), work.card.read_text(encoding="utf-8")
+        _say("the card in the package says the same" if before == now else "the card in the package differs:")
+        for line in difflib.unified_diff(
+            before.splitlines(), now.splitlines(), "package", "measured", n=0, lineterm=""
+        ):
+            _say(line)
+
+
+def _fetch_heldout(work: Work, settings: Settings) -> None:
+    from .data import make_heldout
+    from .sources import fetch, fetched_projects, read_list
+
+    heldout = [package for package in read_list() if package.is_heldout]
+    fetch(heldout, work.wheels)
+    make_heldout(fetched_projects(heldout, work.wheels), work, project_mb=settings.documents.project_mb)

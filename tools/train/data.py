@@ -48,11 +48,8 @@ def make_data(projects: Iterable[Project], work: Work, *, project_mb: float, lea
     with OutputFile(work.corpus) as out:
         compressor = lzma.LZMACompressor(preset=6)
         for project in sorted(projects, key=lambda p: (not p.is_heldout, p.name)):
-            cleaned = [(path, clean(data)) for path, data in sorted(project.files.items()) if not is_left_out(path)]
-            kept = without_copies([(path, text) for path, text in cleaned if text], copies)
-            kept = _at_most(kept, project_mb)
-            described.append(_describe(project, kept))
-            sources = [Source(project.name, path, text) for path, text in kept]
+            sources = _sources(project, copies, project_mb)
+            described.append(_describe(project, sources))
             if project.is_heldout:
                 heldout.append(sources)
                 continue
@@ -70,6 +67,19 @@ def make_data(projects: Iterable[Project], work: Work, *, project_mb: float, lea
     return {"projects": described, "corpus_bytes": work.corpus.stat().st_size}
 
 
+def make_heldout(projects: Iterable[Project], work: Work, *, project_mb: float) -> None:
+    """Writes no more than what is held out, as `make_data` does."""
+    copies = Copies()
+    _write_heldout([_sources(p, copies, project_mb) for p in sorted(projects, key=lambda p: p.name)], work)
+
+
+def _sources(project: Project, copies: Copies, project_mb: float) -> list[Source]:
+    """What is worth learning from."""
+    cleaned = [(path, clean(data)) for path, data in sorted(project.files.items()) if not is_left_out(path)]
+    kept = without_copies([(path, text) for path, text in cleaned if text], copies)
+    return [Source(project.name, path, text) for path, text in _at_most(kept, project_mb)]
+
+
 def _at_most(kept: list[tuple[str, str]], project_mb: float) -> list[tuple[str, str]]:
     """Files of a project up to that much text, chosen by chance that is the same every time, in their order."""
     chosen, n_bytes = set(), 0
@@ -81,8 +91,8 @@ def _at_most(kept: list[tuple[str, str]], project_mb: float) -> list[tuple[str, 
     return [item for item in kept if item[0] in chosen]
 
 
-def _describe(project: Project, kept: list[tuple[str, str]]) -> dict[str, Any]:
-    texts = [text.encode() for _, text in kept]
+def _describe(project: Project, sources: list[Source]) -> dict[str, Any]:
+    texts = [source.text.encode() for source in sources]
     return {
         "name": project.name,
         "version": project.version,

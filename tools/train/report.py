@@ -17,6 +17,7 @@ from torch import Tensor
 
 from localcoder.errors import OptionError
 from localcoder.files.atomic import write_file
+from localcoder.session.opened import EMBEDDED_MODEL
 
 from .card import make_card
 from .cleaning import clean
@@ -26,6 +27,8 @@ from .settings import Settings
 from .training import read_state
 from .work import Work, json_bytes, read_json, require
 
+DATA = Path(__file__).resolve().parents[2] / "localcoder" / "data"
+ORIGIN = Path(__file__).with_name("shipped.json")  # of the model in the package
 _BLOCK = re.compile(r"```python\n(.*?)(```|\Z)", re.S)
 _ANSWER_TOKENS = 200
 _N_CTX = 512  # of perplexity's chunks
@@ -54,25 +57,60 @@ def run_localcoder(*arguments: str) -> str:
     return done.stdout
 
 
-def make_report(work: Work, settings: Settings, humaneval: Path | None, *, n_holes: int, n_asked: int) -> None:
+def trained_model(work: Work, settings: Settings, profile: str) -> tuple[Path, dict[str, Any]]:
+    """The exported model, and where it comes from.
+
+    Raises:
+        FileError: an earlier stage has not run.
+    """
+    state = read_state(work.state)
+    progress = state["progress"]
+    origin = {
+        "profile": profile,
+        "n_weights": count_weights(state["model"]),
+        "trained_tokens": progress["tokens"],
+        "trained_seconds": round(progress["seconds"]),
+        "started_from": progress["started_from"],
+        "corpus_tokens": read_about(work)["passes"][0]["tokens"],
+        "projects": read_json(work.data, "data"),
+    }
+    return require(gguf_file(work, settings, state["model"]), "export"), origin
+
+
+def shipped_model() -> tuple[Path, dict[str, Any]]:
+    """The model in the package, and where it comes from."""
+    return DATA / EMBEDDED_MODEL, json.loads(ORIGIN.read_text(encoding="utf-8"))
+
+
+def shipped_card() -> str:
+    """The card of the model in the package."""
+    return (DATA / "MODEL_CARD.md").read_text(encoding="utf-8")
+
+
+def make_report(
+    work: Work,
+    settings: Settings,
+    model: Path,
+    origin: dict[str, Any],
+    humaneval: Path | None,
+    *,
+    n_holes: int,
+    n_asked: int,
+) -> None:
     """Measures everything that the card says, and writes figures and card.
 
     Args:
+        origin: as `trained_model` gives it.
         humaneval: HumanEval's problems; None leaves that figure out.
 
     Raises:
         FileError: an earlier stage has not run.
         OptionError: a measurement fails.
     """
-    state = read_state(work.state)
-    model = require(gguf_file(work, settings, state["model"]), "export")
     figures: dict[str, Any] = {
         "file": model.name,
         "file_bytes": model.stat().st_size,
-        "n_weights": count_weights(state["model"]),
-        "trained_tokens": state["progress"]["tokens"],
-        "trained_seconds": round(state["progress"]["seconds"]),
-        "rows": read_about(work),
+        "origin": origin,
         "perplexity": measure_perplexity(model, work.heldout_text),
         "fim": measure_fim(model, work.heldout, n_holes),
         "chat": measure_chat(model, work.heldout, n_asked),
@@ -80,8 +118,7 @@ def make_report(work: Work, settings: Settings, humaneval: Path | None, *, n_hol
     if humaneval is not None:
         figures["humaneval"] = measure_humaneval(model, humaneval, work.folder / "humaneval.jsonl")
     write_file(work.figures, json_bytes(figures))
-    card = make_card(figures, read_json(work.data, "data"), settings)
-    write_file(work.card, card.encode())
+    write_file(work.card, make_card(figures, settings).encode())
 
 
 def measure_perplexity(model: Path, text: Path) -> dict[str, Any]:

@@ -62,12 +62,18 @@ class Plan:
 
 @dataclass
 class Progress:
-    """How far the training is, and, once that is known, how far it goes; `log` has a line for every ten steps."""
+    """How far the training is, and, once that is known, how far it goes.
+
+    Attributes:
+        started_from: the checkpoint whose weights it began with, by name.
+        log: a line for every ten steps.
+    """
 
     step: int = 0
     seconds: float = 0.0
     tokens: int = 0
     total_tokens: int | None = None
+    started_from: str = ""
     log: list[dict[str, float]] = field(default_factory=list)
 
 
