@@ -1,6 +1,9 @@
-"""Compiles every CUDA kernel for every architecture with NVRTC; fails where a hot one spills registers. Needs no card.
+"""Compiles every CUDA kernel with NVRTC; fails where a hot one spills registers. Needs no card.
 
-python tools/check_cuda_kernels.py [--processes N] [sm_75 ...]
+    python tools/check_cuda_kernels.py [--all] [--formats q4_k,q6_k] [--processes N] [sm_75 ...]
+
+By default for the oldest and the newest architecture, which takes a minute and a half of one core; --all: for each that
+there is. A subset of formats leaves out the matrix kernels of the others.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 
 from localcoder.backends.cuda.compile import ALL_MODULES, ARCHITECTURES, Module, nvrtc_compile
+from localcoder.quants import ALL, by_name
 
 HOT = ("lc_few_", "lc_many_", "lc_attend_", "lc_combine")  # where the time of a step goes
 
@@ -67,10 +71,16 @@ def problems(module: Module, architecture: str, found: list[Usage], log: str) ->
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser()
-    parser.add_argument("architectures", nargs="*", default=list(ARCHITECTURES))
+    parser.add_argument("architectures", nargs="*")
+    parser.add_argument("--all", action="store_true", help="every architecture")
+    parser.add_argument("--formats", help="of weights; default: all")
     parser.add_argument("--processes", type=int, default=2)
     options = parser.parse_args(arguments)
-    jobs = [(module, architecture) for module in ALL_MODULES for architecture in options.architectures]
+    ends = (ARCHITECTURES[0], ARCHITECTURES[-1])
+    architectures = options.architectures or (ARCHITECTURES if options.all else ends)
+    wanted = {by_name(name) for name in options.formats.split(",")} if options.formats else set(ALL)
+    modules = [module for module in ALL_MODULES if module.weight is None or module.weight in wanted]
+    jobs = [(module, architecture) for module in modules for architecture in architectures]
     n_kernels, bad, most = 0, [], Usage("", 0, 0, 0)
     with ProcessPoolExecutor(options.processes) as pool:
         for module, architecture, found, log in pool.map(compile_one, jobs):
@@ -78,7 +88,7 @@ def main(arguments: list[str]) -> int:
             bad += problems(module, architecture, found, log)
             most = max([most, *found], key=lambda usage: usage.registers)
     print("\n".join(bad))
-    print(f"{n_kernels} kernels for {', '.join(options.architectures)}; {len(bad)} problems")
+    print(f"{n_kernels} kernels for {', '.join(architectures)}; {len(bad)} problems")
     print(f"most registers: {most.registers}, {most.kernel}")
     return int(bool(bad))
 

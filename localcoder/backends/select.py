@@ -51,6 +51,13 @@ _BACKENDS = (  # in order of preference
     _Entry(
         "cuda", "cuda", "kernels for NVIDIA cards", "localcoder.backends.cuda.driver", "CardBackend", has_cards=True
     ),
+    _Entry(
+        "numba-cuda",
+        "cuda",
+        "plain kernels for NVIDIA cards, compiled by numba",
+        "localcoder.backends.numba_cuda",
+        "NumbaCudaBackend",
+    ),
     _Entry("c", "cpu", "C core with run-time choice of instruction set", "localcoder.backends.c", "CBackend"),
     _Entry("numba", "cpu", "kernels compiled by numba", "localcoder.backends.numba", "NumbaBackend"),
     _Entry("numpy", "cpu", "plain reference, for testing", "localcoder.backends.reference", "ReferenceBackend", False),
@@ -113,13 +120,21 @@ def open_backend(device: str = "auto", threads: int | None = None, gpu_layers: i
         return CardsBackend(entry.name, cards, lambda: _open_on_cpu(n_threads), gpu_layers)
     if entry.has_cards:
         return _open_on_cpu(n_threads)
-    if gpu_layers:
+    if entry.device == "cuda":
+        _require_whole(entry, gpu_layers, number)
+    elif gpu_layers:
         if device != "auto":
             raise OptionError(f"gpu_layers is {gpu_layers}, which needs a card, and the device is {device}")
         log.warning("no layer goes to a card: %s; computing on the CPU", _why_no_card())
     if _forced() is None and entry.device == "cpu" and entry is not _best_on_cpu():
         _warn_slower(entry.name)
     return entry.open(n_threads)
+
+
+def _require_whole(entry: _Entry, gpu_layers: int | None, number: str) -> None:
+    """For a backend that computes whole models on the first card."""
+    if gpu_layers is not None or number not in ("", "0"):
+        raise BackendError(f"{entry.name} computes whole models on the first card: leave out gpu_layers and the number")
 
 
 def _open_on_cpu(threads: int) -> Backend:

@@ -6,6 +6,9 @@ import ctypes
 import hashlib
 import logging
 import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -129,6 +132,51 @@ def test_cards_are_opened_largest_first(monkeypatch):
         driver.open_cards(1)
 
 
+@pytest.fixture
+def good_card(monkeypatch):
+    """A machine with a card, on which nothing is forced."""
+    monkeypatch.setattr(driver, "survey_cards", lambda: Survey((GOOD,), "13.0", None))
+    monkeypatch.delenv("LOCALCODER_BACKEND", raising=False)
+
+
+def test_a_missing_compiler_is_a_reason_and_the_cpu_computes(good_card, monkeypatch):
+    def missing() -> str:
+        raise BackendError("NVRTC is missing (libnvrtc.so.13 not found); install localcoder's extra `cuda`")
+
+    monkeypatch.setattr(driver, "compiler_version", missing)
+    assert driver.availability().startswith("NVRTC is missing")
+    (report,) = [report for report in select.survey() if report.name == "cuda"]
+    assert report.reason == driver.availability()
+    assert select.is_on_cpu("auto")
+    with pytest.raises(BackendError, match="cuda: NVRTC is missing"):
+        select.open_backend("cuda")
+
+
+def test_without_the_compilers_library_its_version_is_an_error(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cuda.bindings", None)
+    with pytest.raises(BackendError, match=r"NVRTC is missing .*; install localcoder's extra `cuda`") as missing:
+        kernels.compiler_version()
+    assert "\n" not in str(missing.value)
+
+
+def test_a_card_that_does_not_start_means_the_cpu(good_card, monkeypatch, caplog):
+    class NoStart:
+        def Device(self, index):
+            raise RuntimeError("CUDA_ERROR_DEVICES_UNAVAILABLE:\nin use by another process")
+
+    def open_card(index: int) -> CudaBackend:
+        return CudaBackend(CardDevice(GOOD, ModuleStore("sm_86", Compiler(), "13.0", Path()), None, NoStart()))
+
+    monkeypatch.setattr(driver, "availability", lambda: None)
+    monkeypatch.setattr(driver, "CardBackend", open_card)
+    with caplog.at_level(logging.WARNING, "localcoder"), Coder(n_ctx=64, threads=1) as coder:
+        assert "cuda" not in coder.engine.backend.name
+    (warning,) = [r.getMessage() for r in caplog.records if "does not start" in r.getMessage()]
+    assert warning.endswith("in use by another process; computing on the CPU")
+    with pytest.raises(BackendError, match="Card does not start: CUDA_ERROR_DEVICES_UNAVAILABLE: in use"):
+        Coder(n_ctx=64, threads=1, device="cuda:0")
+
+
 # --- compiled modules ------------------------------------------------------------------------------------------------
 
 
@@ -211,6 +259,63 @@ def test_nvrtc_compiles_without_a_card():
     assert nvrtc_compile(Module("linear", by_name("q4_0")), "sm_90")[:4] == b"\x7fELF"
     with pytest.raises(BackendError, match="NVRTC cannot compile elementwise for sm_10"):
         nvrtc_compile(Module("elementwise"), "sm_10")
+
+
+def made_ready(folder: Path, modules, monkeypatch) -> None:
+    (folder / "fatbins").mkdir(parents=True)
+    for module in modules:
+        (folder / "fatbins" / f"{module.name}.fatbin").write_bytes(b"fatbin of " + module.name.encode())
+    monkeypatch.setattr(kernels, "sources_folder", lambda: folder)
+
+
+def test_with_all_kernels_ready_made_no_compiler_is_needed(good_card, tmp_path, monkeypatch):
+    def missing() -> str:
+        raise BackendError("NVRTC is missing")
+
+    monkeypatch.setattr(driver, "compiler_version", missing)
+    made_ready(tmp_path / "some", ALL_MODULES[1:], monkeypatch)
+    assert driver.availability() == "NVRTC is missing"
+    made_ready(tmp_path / "all", ALL_MODULES, monkeypatch)
+    assert driver.availability() is None
+
+
+def test_ready_made_kernels_are_loaded_and_others_compiled(tmp_path, monkeypatch):
+    loaded = []
+
+    class Core:
+        class ObjectCode:
+            from_cubin = staticmethod(lambda code, name: loaded.append(("cubin", name, code)))
+            from_fatbin = staticmethod(lambda code, name: loaded.append(("fatbin", name, code)))
+
+        def Device(self, index):
+            return SimpleNamespace(set_current=lambda: None, create_stream=lambda: None)
+
+    made_ready(tmp_path / "ready", ALL_MODULES[:1], monkeypatch)
+    store = ModuleStore("sm_86", Compiler(), "13.0", tmp_path)
+    CardDevice(GOOD, store, None, Core()).prepare([by_name("q4_0")])
+    assert loaded == [
+        ("fatbin", "elementwise", b"fatbin of elementwise"),
+        ("cubin", "attention", b"code of attention"),
+        ("cubin", "linear-q4_0", b"code of linear-q4_0"),
+    ]
+
+
+def test_fatbins_are_made_for_the_architectures_that_are_checked():
+    text = (Path(__file__).resolve().parents[2] / "CMakeLists.txt").read_text(encoding="utf-8")
+    numbers = " ".join(architecture.removeprefix("sm_") for architecture in kernels.ARCHITECTURES)
+    assert f"foreach(architecture {numbers})" in text
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (shutil.which("nvcc") and shutil.which("cmake")), reason="there is no nvcc or no cmake")
+def test_a_build_with_nvcc_has_fatbins(tmp_path):
+    root, build = Path(__file__).resolve().parents[2], tmp_path / "build"
+    options = ["-DSKBUILD=ON", "-DLOCALCODER_CUDA_FATBINS=ON", "-DLOCALCODER_CUDA_FORMATS=q4_0"]
+    subprocess.run(["cmake", "-S", root, "-B", build, *options], check=True)
+    subprocess.run(["cmake", "--build", build, "--target", "localcoder_fatbins"], check=True)
+    found = {path.stem: path.read_bytes() for path in (build / "fatbins").iterdir()}
+    assert set(found) == {"elementwise", "attention", "linear-q4_0"}
+    assert all(code[:4] == b"\x50\xed\x55\xba" for code in found.values())
 
 
 # --- a card whose driver is the emulation ----------------------------------------------------------------------------
@@ -310,6 +415,21 @@ def test_a_model_runs_through_the_driver_layer(tmp_path):
         engine.close()
     assert np.abs(results[1] - results[0]).max() <= 0.03 * np.abs(results[0]).max()
     assert card.replays == 5
+
+
+@emulation
+@pytest.mark.parametrize("module", ["elementwise", "attention", "linear-f32"])
+def test_kernels_that_do_not_compile_show_before_the_first_step(tmp_path, module):
+    class Broken(Compiler):
+        def __call__(self, wanted: Module, architecture: str) -> bytes:
+            if wanted.name == module:
+                raise BackendError(f"NVRTC cannot compile {module} for {architecture}: error")
+            return super().__call__(wanted, architecture)
+
+    card, file = FakeCard(), GGUFFile.open(write_tiny_model(tmp_path / "tiny.gguf"))
+    backend = CudaBackend(CardDevice(GOOD, ModuleStore("sm_86", Broken(), "13.0", tmp_path), card, card))
+    with pytest.raises(BackendError, match=f"NVRTC cannot compile {module} for sm_86"):
+        Engine(file, backend, n_ctx=64)
 
 
 @emulation

@@ -56,7 +56,7 @@ def test_unknown_names_are_refused_with_the_known_ones(monkeypatch):
     with pytest.raises(OptionError, match="known: auto, cuda, cpu"):
         select.open_backend("tpu")
     monkeypatch.setenv("LOCALCODER_BACKEND", "fortran")
-    with pytest.raises(OptionError, match="known: cuda, c, numba, numpy"):
+    with pytest.raises(OptionError, match="known: cuda, numba-cuda, c, numba, numpy"):
         select.open_backend()
 
 

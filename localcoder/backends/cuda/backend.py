@@ -238,6 +238,7 @@ class CudaExecutable(Executable):
         self._result = program.logits
         self._ops = lower(program)
         self._closed = False
+        device.prepare(dict.fromkeys(weight.qtype for op in self._ops for weight in op.weights))
         self._n_ctx, self._n_vocab = len(program.rope.cos), _smallest_vocabulary(self._ops)
         self._kept: list[object] = [backend.matrix(w) for op in self._ops for w in op.weights]
         self._kept += [backend.vector(op.vector) for op in self._ops if op.vector is not None]

@@ -42,7 +42,8 @@ class Module:
         return self.source if self.weight is None else f"{self.source}-{self.weight.name}"
 
 
-ALL_MODULES = (Module("elementwise"), Module("attention"), *(Module("linear", qtype) for qtype in ALL))
+PLAIN_MODULES = (Module("elementwise"), Module("attention"))
+ALL_MODULES = (*PLAIN_MODULES, *(Module("linear", qtype) for qtype in ALL))
 
 
 def module_of(kernel: str, weight: QuantType | None) -> Module:
@@ -60,6 +61,23 @@ def sources_folder() -> Path | None:
         if (folder / "linear.cu").is_file():
             return folder
     return None
+
+
+def ready_made(module: Module) -> bytes | None:
+    """The module's fatbin, if this installation has it (CMake option LOCALCODER_CUDA_FATBINS)."""
+    folder = sources_folder()
+    if folder is None:
+        return None
+    try:
+        return (folder / "fatbins" / f"{module.name}.fatbin").read_bytes()
+    except OSError:
+        return None
+
+
+def all_ready_made() -> bool:
+    """Whether nothing has to be compiled here."""
+    folder = sources_folder()
+    return folder is not None and all((folder / "fatbins" / f"{m.name}.fatbin").is_file() for m in ALL_MODULES)
 
 
 Compile = Callable[[Module, str], bytes]  # (module, architecture) -> cubin

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,6 +87,9 @@ class Device(ABC):
     @abstractmethod
     def copy(self, source: int, target: int, n_bytes: int) -> None:
         """From one place on the device to another; the two do not overlap."""
+
+    def prepare(self, weights: Iterable[QuantType]) -> None:  # noqa: B027  (all are there, by default)
+        """Compiles all kernels for these formats, so that a failure shows before the first step."""
 
     @abstractmethod
     def launch(self, launch: Launch) -> None: ...

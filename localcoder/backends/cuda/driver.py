@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,14 +13,19 @@ from localcoder.backends.base import InstructionSet
 from localcoder.backends.cuda.backend import CudaBackend
 from localcoder.backends.cuda.cards import Card, DriverError, checked, driver_api, survey_cards
 from localcoder.backends.cuda.compile import (
+    PLAIN_MODULES,
+    Module,
     ModuleStore,
+    all_ready_made,
     cache_folder,
     compiler_version,
     module_of,
     nvrtc_compile,
+    ready_made,
 )
 from localcoder.backends.cuda.device import Device, Launch
 from localcoder.errors import BackendError, OptionError
+from localcoder.quants import QuantType
 
 RESERVED_BYTES = 512 << 20  # of a card, for the display, compiled kernels, graphs and what rounding of sizes costs
 
@@ -31,10 +36,15 @@ def availability() -> str | None:
     if survey.reason is not None:
         return survey.reason
     try:
-        compiler_version()
+        _compiler()
     except BackendError as e:
         return str(e)
     return None
+
+
+def _compiler() -> str:
+    """Its version, or that none is needed; BackendError where one is and is not there."""
+    return "none" if all_ready_made() else compiler_version()
 
 
 def instruction_sets() -> list[InstructionSet]:
@@ -154,13 +164,22 @@ class CardDevice(Device):
     def _kernel(self, launch: Launch) -> Any:
         kernel = self._kernels.get(launch.kernel)
         if kernel is None:
-            module = module_of(launch.kernel, launch.weight)
-            if module.name not in self._modules:
-                self._modules[module.name] = self._core.ObjectCode.from_cubin(
-                    self._store.load(module), name=module.name
-                )
-            kernel = self._kernels[launch.kernel] = self._modules[module.name].get_kernel(launch.kernel)
+            module = self._module(module_of(launch.kernel, launch.weight))
+            kernel = self._kernels[launch.kernel] = module.get_kernel(launch.kernel)
         return kernel
+
+    def _module(self, module: Module) -> Any:
+        if module.name not in self._modules:
+            ready, kinds = ready_made(module), self._core.ObjectCode
+            code = self._store.load(module) if ready is None else ready
+            load = kinds.from_cubin if ready is None else kinds.from_fatbin
+            self._modules[module.name] = load(code, name=module.name)
+        return self._modules[module.name]
+
+    def prepare(self, weights: Iterable[QuantType]) -> None:
+        self._device.set_current()
+        for module in (*PLAIN_MODULES, *(Module("linear", qtype) for qtype in weights)):
+            self._module(module)
 
     def _launch_on(self, where: Any, launch: Launch) -> None:
         config = self._core.LaunchConfig(grid=launch.grid, block=launch.threads)
@@ -213,5 +232,5 @@ class CardBackend(CudaBackend):
         from cuda import core
 
         card = choose_card(survey_cards().cards, index)
-        store = ModuleStore(card.architecture, nvrtc_compile, compiler_version(), cache_folder())
+        store = ModuleStore(card.architecture, nvrtc_compile, _compiler(), cache_folder())
         super().__init__(CardDevice(card, store, driver_api(), core))
