@@ -58,31 +58,26 @@ def products(name: str) -> None:
 def course(engine: Engine) -> np.ndarray:
     """Two sequences, a fork, and a page that was read and written."""
     first, second = engine.new_sequence(), engine.new_sequence()
-    rows = [
-        engine.evaluate([Chunk(first, np.array([3, 4, 5], np.int32)), Chunk(second, np.array([9, 8], np.int32), 2)])
-    ]
+    engine.evaluate([Chunk(first, np.array([3, 4, 5], np.int32), 0), Chunk(second, np.array([9, 8], np.int32), 0)])
     fork, copy = first.fork(), engine.new_sequence()
     engine.write_pages(copy, first.n_past, [page.copy() for page in engine.read_pages(first)])
-    chunks = [
-        Chunk(s, np.array([i], np.int32), int(s is not second)) for i, s in enumerate((fork, copy, first, second))
-    ]
-    rows.append(engine.evaluate(chunks))
-    return np.concatenate(rows)
+    sequences = enumerate((fork, copy, first, second))
+    return engine.evaluate([Chunk(s, np.array([i], np.int32), int(s is not second)) for i, s in sequences])
 
 
 def attention() -> None:
-    """Over pages in disorder, more positions than a warp has lanes, grouped heads."""
+    """Over pages in disorder, more positions than a block has threads, grouped heads."""
     ops = Recorder()
-    query, keys, values = ops.input(4 * 6), ops.input(2 * 6), ops.input(2 * 6)
+    query, keys, values = ops.input(2 * 6), ops.input(6), ops.input(6)
     ops.write_kv(1, keys, values)
-    table, count = np.zeros((64, 3), np.float32), np.arange(35, dtype=np.int32)
-    program = ops.finish(ops.attend(1, query, 4), KVShape(2, 2, 6, 8), RopeTable(table, table))
-    x = [np.random.default_rng(i).standard_normal((35, w)).astype(np.float32) for i, w in enumerate((24, 12, 12))]
+    table, count = np.zeros((64, 3), np.float32), np.arange(19, dtype=np.int32)
+    program = ops.finish(ops.attend(1, query, 2), KVShape(2, 1, 6, 4), RopeTable(table, table))
+    x = [np.random.default_rng(i).standard_normal((19, w)).astype(np.float32) for i, w in enumerate((12, 6, 6))]
     pages = np.array([[4, 0, 3, 1, 2]], np.int32)
     results = []
     for backend in BACKENDS:
-        executable = backend.compile(program, backend.new_kv_store(program.kv, 5), 33)
-        for part in (slice(0, 33), slice(33, 35)):
+        executable = backend.compile(program, backend.new_kv_store(program.kv, 5), 17)
+        for part in (slice(0, 17), slice(17, 19)):
             where = count[part]
             inputs = tuple(np.ascontiguousarray(a[part]) for a in x)
             results.append(executable.run(Step(0 * where, where, 0 * where, pages, where[:0], inputs)))

@@ -1,4 +1,4 @@
-"""The ops as plain kernels. Matrices of activations are float32 [rows, width]; a warp's lanes share what is summed."""
+"""The ops as plain kernels. Matrices of activations are float32 [rows, width]; a block's threads share what is summed."""
 
 # mypy: disable-error-code="no-untyped-def"
 
@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 from numba import cuda
 
+from localcoder.backends.numba_cuda import is_simulated
 from localcoder.backends.numba_cuda.formats import reader_of
 from localcoder.quants import QuantType
 from localcoder.quants.activations import Q8_GROUP
 
-THREADS = 32  # a block
 TOKENS = 8  # that share one reading of a weight
+THREADS = TOKENS if is_simulated() else 32  # a block; the simulator starts a thread of the CPU for each
 MAX_DIM = 128  # of a head
 _LEAST = np.float32(3.8e-37)  # below it 127 / x is not finite
 _NEGATIVE = np.float32(-1e30)
@@ -137,7 +138,7 @@ def write_kv(x, store, layer, positions, sequences, page_table):
 
 @cuda.jit
 def attend(q, keys, values, layer, positions, sequences, page_table, n_head, out):
-    """Causal attention; a block is a token and a head, and its lanes take every 32nd position."""
+    """Causal attention; a block is a token and a head, and each of its threads takes every THREADS-th position."""
     t, head, lane = cuda.blockIdx.x, cuda.blockIdx.y, cuda.threadIdx.x
     size, dim = keys.shape[3], keys.shape[4]
     kv_head = head // (n_head // keys.shape[2])
