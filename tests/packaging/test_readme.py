@@ -77,8 +77,10 @@ def test_the_python_examples_run(example: str, capsys: pytest.CaptureFixture[str
 
 def test_variables_exist() -> None:
     sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "localcoder").rglob("*.py"))
-    for name in re.findall(r"LOCALCODER_[A-Z_]+", README):
+    for name in re.findall(r"(?<!define\.)LOCALCODER_[A-Z_]+", README):
         assert f'"{name}"' in sources, name
+    for name in re.findall(r"cmake\.define\.([A-Z_]+)", README):
+        assert f"option({name} " in (ROOT / "CMakeLists.txt").read_text(encoding="utf-8"), name
 
 
 def test_files_and_folders_exist() -> None:

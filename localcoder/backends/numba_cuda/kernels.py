@@ -1,4 +1,4 @@
-"""The ops as plain kernels. Matrices of activations are float32 [rows, width]; threads of a block share what is summed."""
+"""The ops as plain kernels. Matrices of activations are float32 [rows, width]; a block shares what is summed."""
 
 # mypy: disable-error-code="no-untyped-def"
 
