@@ -99,12 +99,12 @@ def functions_of(text: str) -> Iterator[str]:
         if isinstance(node, ast.FunctionDef):
             depth = node.col_offset
             found = "\n".join(line[depth:] for line in lines[node.lineno - 1 : node.end_lineno]) + "\n"
-            if len(found) in _SIZES:
+            if len(found) in _SIZES and _is_python(found):
                 yield found
 
 
 def edit(function: str, kind: str, rng: random.Random) -> str | None:
-    """The function after an edit; None if it has no place for one."""
+    """The function after an edit; None if it has no place for one that leaves it valid."""
     if kind == "rename":
         names = [name for name in re.findall(r"\b[a-z_]{4,}\b", function) if function.count(name) > 2]
         if not names:
@@ -115,7 +115,15 @@ def edit(function: str, kind: str, rng: random.Random) -> str | None:
         edited = re.sub(r"\(([^()]+)\):", r"(\1, verbose=False):", function, count=1)
     else:
         edited = re.sub(r":\n( +)", r':\n\1"""Returns what the tests expect."""\n\1', function, count=1)
-    return edited if edited != function else None
+    return edited if edited != function and _is_python(edited) else None
+
+
+def _is_python(text: str) -> bool:
+    try:
+        ast.parse(text)
+    except SyntaxError:
+        return False
+    return True
 
 
 def make_tasks(files: Sequence[Path], n: int, rng: random.Random) -> list[Task]:

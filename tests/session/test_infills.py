@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from tiny_model import write_tiny_model
 
@@ -62,3 +64,9 @@ def test_what_cannot_be(coder):
         coder.infill("x = ", "\n", n=0)
     with pytest.raises(OptionError, match="best_of needs n"):
         coder.infill("x = ", "\n", best_of=2, **WARM)
+
+
+def test_with_a_grammar(coder):
+    found = coder.infill("x = ", "\n", n=3, regex="[0-9]{1,3}(, [0-9]{1,3}){2}", **WARM)
+    assert all(re.fullmatch("[0-9]{1,3}(, [0-9]{1,3}){2}", text) for text in found)
+    assert len(set(found)) > 1
