@@ -114,8 +114,9 @@ class GenerationOptions(SamplingOptions):
         max_tokens: most tokens to generate; None: until the model ends its text or the context is full.
         stop: strings that end the text; the text before the first of them is the result.
         logprobs: for each token also its logarithmic probability, and those of so many likeliest; None: not.
-        speculate: whether to guess what repeats itself, in prompt and output, and check several tokens at once. The
-            tokens are the same with it and without.
+        speculate: whether to guess what repeats itself, in prompt and output, or what a draft model says, and check
+            several tokens at once. The tokens are the same with it and without; what is drawn at random is, with a
+            draft model, equally distributed.
         context_overflow: what happens at the end of the context. "stop": the text ends (finish reason "length").
             "shift": the older half of what follows the start of the prompt (its first token, or a chat's system prompt)
             is forgotten, and the text goes on, as often as it takes. What comes then is near to what the model would
