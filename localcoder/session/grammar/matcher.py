@@ -148,8 +148,7 @@ def _vocabulary(library: Any, tokenizer: Tokenizer, n_vocab: int) -> Any:
     known = _vocabularies.get(tokenizer)
     if known is None or known.vocab_size < n_vocab:
         known = _vocabularies[tokenizer] = library.LLTokenizer(
-            library.TokenizerWrapper(_Vocabulary(tokenizer, n_vocab)),
-            eos_token=sorted(tokenizer.stop_ids) or [n_vocab],
+            library.TokenizerWrapper(_Vocabulary(tokenizer, n_vocab))
         )
     return known
 
