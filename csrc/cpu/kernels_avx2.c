@@ -106,25 +106,27 @@ DEFINE_TILE(tile_16_min, 16, 1)
 
 /* --- float types ---------------------------------------------------------------------------------------------- */
 
-INLINE __m256 load8_f32(const uint8_t *p) { return _mm256_loadu_ps((const float *)(const void *)p); }
-INLINE __m256 load8_f16(const uint8_t *p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)); }
-INLINE __m256 load8_bf16(const uint8_t *p) {
+INLINE __m256 load_f32(const uint8_t *p) { return _mm256_loadu_ps((const float *)(const void *)p); }
+INLINE __m256 load_f16(const uint8_t *p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)); }
+INLINE __m256 load_bf16(const uint8_t *p) {
     const __m256i bits = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p));
     return _mm256_castsi256_ps(_mm256_slli_epi32(bits, 16));
 }
 
-typedef __m256 (*load8_fn)(const uint8_t *);
+typedef __m256 (*load_fn)(const uint8_t *);
+
+enum { DOT_ROWS = 3, DOT_TOKENS = 4 };
 
 /* A block of n_rows x n_tokens sums; the last n % 8 values are copied beside zeros. */
 INLINE void dot_block(const uint8_t *rows, size_t row_bytes, const float *x, size_t ldx, int n, const uint8_t *ahead,
-                      float *y, size_t ldy, int n_rows, int n_tokens, load8_fn load, size_t size) {
-    __m256 sum[3][4];
+                      float *y, size_t ldy, int n_rows, int n_tokens, load_fn load, size_t size) {
+    __m256 sum[DOT_ROWS][DOT_TOKENS];
     for (int r = 0; r < n_rows; r++)
         for (int t = 0; t < n_tokens; t++) sum[r][t] = _mm256_setzero_ps();
     const int whole = n / 8 * 8;
     for (int i = 0; i < whole; i += 8) {
         if (ahead != NULL) lc_fetch(ahead + (size_t)(i * n_rows) * size, 8 * (size_t)n_rows * size);
-        __m256 w[3];
+        __m256 w[DOT_ROWS];
         for (int r = 0; r < n_rows; r++) w[r] = load(rows + (size_t)r * row_bytes + (size_t)i * size);
         for (int t = 0; t < n_tokens; t++) {
             const __m256 v = _mm256_loadu_ps(x + (size_t)t * ldx + i);
@@ -143,33 +145,7 @@ INLINE void dot_block(const uint8_t *rows, size_t row_bytes, const float *x, siz
         for (int t = 0; t < n_tokens; t++) y[(size_t)t * ldy + (size_t)r] = sum_f32(sum[r][t]);
 }
 
-INLINE void dot_rows(const uint8_t *rows, size_t row_bytes, int n_rows, const float *x, size_t ldx, int n_tokens, int n,
-                     const uint8_t *ahead, float *y, size_t ldy, load8_fn load, size_t size) {
-    int r = 0;
-    for (; r + 3 <= n_rows; r += 3, rows += 3 * row_bytes, y += 3) {
-        const uint8_t *next = r + 3 < n_rows ? rows + 3 * row_bytes : ahead;
-        int t = 0;
-        for (; t + 4 <= n_tokens; t += 4)
-            dot_block(rows, row_bytes, x + (size_t)t * ldx, ldx, n, t ? NULL : next, y + (size_t)t * ldy, ldy, 3, 4, load,
-                      size);
-        for (; t < n_tokens; t++)
-            dot_block(rows, row_bytes, x + (size_t)t * ldx, ldx, n, t ? NULL : next, y + (size_t)t * ldy, ldy, 3, 1, load,
-                      size);
-    }
-    for (; r < n_rows; r++, rows += row_bytes, y++)
-        for (int t = 0; t < n_tokens; t++)
-            dot_block(rows, row_bytes, x + (size_t)t * ldx, ldx, n, t ? NULL : ahead, y + (size_t)t * ldy, ldy, 1, 1, load,
-                      size);
-}
-
-#define DEFINE_DOT(name, load, size)                                                                              \
-    static void name(const uint8_t *rows, size_t row_bytes, int n_rows, const float *x, size_t ldx, int n_tokens, \
-                     int n, const uint8_t *ahead, float *y, size_t ldy) {                                         \
-        dot_rows(rows, row_bytes, n_rows, x, ldx, n_tokens, n, ahead, y, ldy, load, size);                        \
-    }
-DEFINE_DOT(dot_f32, load8_f32, 4)
-DEFINE_DOT(dot_f16, load8_f16, 2)
-DEFINE_DOT(dot_bf16, load8_bf16, 2)
+#include "dot_rows.h"
 
 /* --- rows ----------------------------------------------------------------------------------------------------- */
 

@@ -139,26 +139,28 @@ DEFINE_TILE(tile_16_min, 16, 1)
 
 /* --- float types ---------------------------------------------------------------------------------------------- */
 
-typedef __m512 (*load16_fn)(const uint8_t *, __mmask16);
+typedef __m512 (*load_fn)(const uint8_t *, __mmask16);
 
-INLINE __m512 load16_f32(const uint8_t *p, __mmask16 m) { return _mm512_maskz_loadu_ps(m, p); }
-INLINE __m512 load16_f16(const uint8_t *p, __mmask16 m) { return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(m, p)); }
-INLINE __m512 load16_bf16(const uint8_t *p, __mmask16 m) {
+INLINE __m512 load_f32(const uint8_t *p, __mmask16 m) { return _mm512_maskz_loadu_ps(m, p); }
+INLINE __m512 load_f16(const uint8_t *p, __mmask16 m) { return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(m, p)); }
+INLINE __m512 load_bf16(const uint8_t *p, __mmask16 m) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(m, p)), 16));
 }
 
 INLINE __mmask16 first(int n) { return (__mmask16)(n >= 16 ? 0xFFFF : (1u << n) - 1); }
 
-/* A block of n_rows x n_tokens sums, both at most 4. */
+enum { DOT_ROWS = 4, DOT_TOKENS = 4 };
+
+/* A block of n_rows x n_tokens sums. */
 INLINE void dot_block(const uint8_t *rows, size_t row_bytes, const float *x, size_t ldx, int n, const uint8_t *ahead,
-                      float *y, size_t ldy, int n_rows, int n_tokens, load16_fn load, size_t size) {
-    __m512 sum[4][4];
+                      float *y, size_t ldy, int n_rows, int n_tokens, load_fn load, size_t size) {
+    __m512 sum[DOT_ROWS][DOT_TOKENS];
     for (int r = 0; r < n_rows; r++)
         for (int t = 0; t < n_tokens; t++) sum[r][t] = _mm512_setzero_ps();
     for (int i = 0; i < n; i += 16) {
         if (ahead != NULL) lc_fetch(ahead + (size_t)(i * n_rows) * size, 16 * (size_t)n_rows * size);
         const __mmask16 m = first(n - i);
-        __m512 w[4];
+        __m512 w[DOT_ROWS];
         for (int r = 0; r < n_rows; r++) w[r] = load(rows + (size_t)r * row_bytes + (size_t)i * size, m);
         for (int t = 0; t < n_tokens; t++) {
             const __m512 v = _mm512_maskz_loadu_ps(m, x + (size_t)t * ldx + i);
@@ -169,33 +171,7 @@ INLINE void dot_block(const uint8_t *rows, size_t row_bytes, const float *x, siz
         for (int t = 0; t < n_tokens; t++) y[(size_t)t * ldy + (size_t)r] = _mm512_reduce_add_ps(sum[r][t]);
 }
 
-INLINE void dot_rows(const uint8_t *rows, size_t row_bytes, int n_rows, const float *x, size_t ldx, int n_tokens, int n,
-                     const uint8_t *ahead, float *y, size_t ldy, load16_fn load, size_t size) {
-    int r = 0;
-    for (; r + 4 <= n_rows; r += 4, rows += 4 * row_bytes, y += 4) {
-        const uint8_t *next = r + 4 < n_rows ? rows + 4 * row_bytes : ahead;
-        int t = 0;
-        for (; t + 4 <= n_tokens; t += 4)
-            dot_block(rows, row_bytes, x + (size_t)t * ldx, ldx, n, t ? NULL : next, y + (size_t)t * ldy, ldy, 4, 4, load,
-                      size);
-        for (; t < n_tokens; t++)
-            dot_block(rows, row_bytes, x + (size_t)t * ldx, ldx, n, t ? NULL : next, y + (size_t)t * ldy, ldy, 4, 1, load,
-                      size);
-    }
-    for (; r < n_rows; r++, rows += row_bytes, y++)
-        for (int t = 0; t < n_tokens; t++)
-            dot_block(rows, row_bytes, x + (size_t)t * ldx, ldx, n, t ? NULL : ahead, y + (size_t)t * ldy, ldy, 1, 1, load,
-                      size);
-}
-
-#define DEFINE_DOT(name, load, size)                                                                              \
-    static void name(const uint8_t *rows, size_t row_bytes, int n_rows, const float *x, size_t ldx, int n_tokens, \
-                     int n, const uint8_t *ahead, float *y, size_t ldy) {                                         \
-        dot_rows(rows, row_bytes, n_rows, x, ldx, n_tokens, n, ahead, y, ldy, load, size);                        \
-    }
-DEFINE_DOT(dot_f32, load16_f32, 4)
-DEFINE_DOT(dot_f16, load16_f16, 2)
-DEFINE_DOT(dot_bf16, load16_bf16, 2)
+#include "dot_rows.h"
 
 /* --- rows ----------------------------------------------------------------------------------------------------- */
 

@@ -85,24 +85,26 @@ DEFINE_TILE(tile_16_min, 16, 1)
 
 /* --- float types ---------------------------------------------------------------------------------------------- */
 
-INLINE float32x4_t load4_f32(const uint8_t *p) { return vreinterpretq_f32_u8(vld1q_u8(p)); }
-INLINE float32x4_t load4_f16(const uint8_t *p) { return vcvt_f32_f16(vreinterpret_f16_u8(vld1_u8(p))); }
-INLINE float32x4_t load4_bf16(const uint8_t *p) {
+INLINE float32x4_t load_f32(const uint8_t *p) { return vreinterpretq_f32_u8(vld1q_u8(p)); }
+INLINE float32x4_t load_f16(const uint8_t *p) { return vcvt_f32_f16(vreinterpret_f16_u8(vld1_u8(p))); }
+INLINE float32x4_t load_bf16(const uint8_t *p) {
     return vreinterpretq_f32_u32(vshll_n_u16(vreinterpret_u16_u8(vld1_u8(p)), 16));
 }
 
-typedef float32x4_t (*load4_fn)(const uint8_t *);
+typedef float32x4_t (*load_fn)(const uint8_t *);
 
-/* A block of n_rows x n_tokens sums, both at most 4, each in four lanes. */
+enum { DOT_ROWS = 4, DOT_TOKENS = 4 };
+
+/* A block of n_rows x n_tokens sums, each in four lanes. */
 INLINE void dot_block(const uint8_t *rows, size_t row_bytes, const float *x, size_t ldx, int n, const uint8_t *ahead,
-                      float *y, size_t ldy, int n_rows, int n_tokens, load4_fn load, size_t size) {
-    float32x4_t sum[4][4];
+                      float *y, size_t ldy, int n_rows, int n_tokens, load_fn load, size_t size) {
+    float32x4_t sum[DOT_ROWS][DOT_TOKENS];
     for (int r = 0; r < n_rows; r++)
         for (int t = 0; t < n_tokens; t++) sum[r][t] = vdupq_n_f32(0);
     const int whole = n / 4 * 4;
     for (int i = 0; i < n; i += 4) {
         if (ahead != NULL) lc_fetch(ahead + (size_t)(i * n_rows) * size, 4 * (size_t)n_rows * size);
-        float32x4_t w[4];
+        float32x4_t w[DOT_ROWS];
         uint8_t w_tail[16] = {0};
         float x_tail[4] = {0};
         for (int r = 0; r < n_rows; r++) {
@@ -121,33 +123,7 @@ INLINE void dot_block(const uint8_t *rows, size_t row_bytes, const float *x, siz
         for (int t = 0; t < n_tokens; t++) y[(size_t)t * ldy + (size_t)r] = vaddvq_f32(sum[r][t]);
 }
 
-INLINE void dot_rows(const uint8_t *rows, size_t row_bytes, int n_rows, const float *x, size_t ldx, int n_tokens, int n,
-                     const uint8_t *ahead, float *y, size_t ldy, load4_fn load, size_t size) {
-    int r = 0;
-    for (; r + 4 <= n_rows; r += 4, rows += 4 * row_bytes, y += 4) {
-        const uint8_t *next = r + 4 < n_rows ? rows + 4 * row_bytes : ahead;
-        int t = 0;
-        for (; t + 4 <= n_tokens; t += 4)
-            dot_block(rows, row_bytes, x + (size_t)t * ldx, ldx, n, t ? NULL : next, y + (size_t)t * ldy, ldy, 4, 4, load,
-                      size);
-        for (; t < n_tokens; t++)
-            dot_block(rows, row_bytes, x + (size_t)t * ldx, ldx, n, t ? NULL : next, y + (size_t)t * ldy, ldy, 4, 1, load,
-                      size);
-    }
-    for (; r < n_rows; r++, rows += row_bytes, y++)
-        for (int t = 0; t < n_tokens; t++)
-            dot_block(rows, row_bytes, x + (size_t)t * ldx, ldx, n, t ? NULL : ahead, y + (size_t)t * ldy, ldy, 1, 1, load,
-                      size);
-}
-
-#define DEFINE_DOT(name, load, size)                                                                              \
-    static void name(const uint8_t *rows, size_t row_bytes, int n_rows, const float *x, size_t ldx, int n_tokens, \
-                     int n, const uint8_t *ahead, float *y, size_t ldy) {                                         \
-        dot_rows(rows, row_bytes, n_rows, x, ldx, n_tokens, n, ahead, y, ldy, load, size);                        \
-    }
-DEFINE_DOT(dot_f32, load4_f32, 4)
-DEFINE_DOT(dot_f16, load4_f16, 2)
-DEFINE_DOT(dot_bf16, load4_bf16, 2)
+#include "dot_rows.h"
 
 /* --- rows ----------------------------------------------------------------------------------------------------- */
 

@@ -1,0 +1,52 @@
+/* Products of rows of a float type with tokens, in blocks of sums that stay in registers. Included by the file of an
+ * instruction set, which has before: load_fn, what reads some values of a row as float32; DOT_ROWS and DOT_TOKENS, how
+ * large a block may be; and dot_block, which computes one. */
+#ifndef LC_DOT_ROWS_H
+#define LC_DOT_ROWS_H
+
+#define DOT_CASE(n_tokens)                                                                                       \
+    case n_tokens: dot_block(rows, row_bytes, x, ldx, n, ahead, y, ldy, n_rows, n_tokens, load, size); return;
+
+/* A block of n_rows, a constant, and at most DOT_TOKENS. `ahead`: what to ask for meanwhile, or NULL. */
+INLINE void dot_tokens(const uint8_t *rows, size_t row_bytes, int n_rows, const float *x, size_t ldx, int n_tokens,
+                       int n, const uint8_t *ahead, float *y, size_t ldy, load_fn load, size_t size) {
+    switch (n_tokens) {
+        DOT_CASE(1)
+        DOT_CASE(2)
+        DOT_CASE(3)
+    default: dot_block(rows, row_bytes, x, ldx, n, ahead, y, ldy, n_rows, DOT_TOKENS, load, size);
+    }
+}
+#undef DOT_CASE
+
+/* The rows are read from memory with the first tokens, and are in cache with the others. */
+INLINE void dot_all_tokens(const uint8_t *rows, size_t row_bytes, int n_rows, const float *x, size_t ldx, int n_tokens,
+                           int n, const uint8_t *ahead, float *y, size_t ldy, load_fn load, size_t size) {
+    for (int t = 0; t < n_tokens; t += DOT_TOKENS, ahead = NULL) {
+        const int left = n_tokens - t;
+        dot_tokens(rows, row_bytes, n_rows, x + (size_t)t * ldx, ldx, left < DOT_TOKENS ? left : DOT_TOKENS, n, ahead,
+                   y + (size_t)t * ldy, ldy, load, size);
+    }
+}
+
+INLINE void dot_rows(const uint8_t *rows, size_t row_bytes, int n_rows, const float *x, size_t ldx, int n_tokens, int n,
+                     const uint8_t *ahead, float *y, size_t ldy, load_fn load, size_t size) {
+    int r = 0;
+    for (; r + DOT_ROWS <= n_rows; r += DOT_ROWS, rows += DOT_ROWS * row_bytes, y += DOT_ROWS)
+        dot_all_tokens(rows, row_bytes, DOT_ROWS, x, ldx, n_tokens, n,
+                       r + DOT_ROWS < n_rows ? rows + DOT_ROWS * row_bytes : ahead, y, ldy, load, size);
+    for (; r < n_rows; r++, rows += row_bytes, y++)
+        dot_all_tokens(rows, row_bytes, 1, x, ldx, n_tokens, n, ahead, y, ldy, load, size);
+}
+
+#define DEFINE_DOT(name, load, size)                                                                              \
+    static void name(const uint8_t *rows, size_t row_bytes, int n_rows, const float *x, size_t ldx, int n_tokens, \
+                     int n, const uint8_t *ahead, float *y, size_t ldy) {                                         \
+        dot_rows(rows, row_bytes, n_rows, x, ldx, n_tokens, n, ahead, y, ldy, load, size);                        \
+    }
+DEFINE_DOT(dot_f32, load_f32, 4)
+DEFINE_DOT(dot_f16, load_f16, 2)
+DEFINE_DOT(dot_bf16, load_bf16, 2)
+#undef DEFINE_DOT
+
+#endif
