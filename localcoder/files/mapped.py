@@ -99,6 +99,9 @@ class MappedFile:
             raise error(path, f"cannot be mapped: {getattr(e, 'strerror', None) or e}") from None
         finally:
             os.close(descriptor)
+        if hasattr(mmap, "MADV_HUGEPAGE"):  # where it is read from the disk now, decoding is 3% faster afterwards
+            with contextlib.suppress(OSError):  # a kernel without huge pages
+                self.map.madvise(mmap.MADV_HUGEPAGE)
         self.bytes: Bytes = np.frombuffer(self.map, np.uint8)
 
     def close(self) -> None:
