@@ -32,8 +32,8 @@ enum lc_status {
     LC_NOT_FINITE = 6       /* a value is infinite or NaN; the result is of no use */
 };
 
-/* Instruction sets, best first, down to "ref", which runs everywhere. After it, in test builds, those that only tests
- * want: they are taken by name alone. */
+/* Instruction sets, best first, down to "ref", which runs everywhere. After it those that are taken by name alone: with
+ * other bits than the rest, and in test builds those that only tests want. */
 int32_t lc_isa_count(void);
 const char *lc_isa_name(int32_t index);
 /* Why an instruction set cannot be used here, or NULL if it can. */
@@ -71,6 +71,8 @@ int32_t lc_read_memory(lc_pool *pool, const uint8_t *memory, int64_t n);
  * two) that was, 0 if the instruction set has none of that kind. */
 enum lc_peak { LC_PEAK_INT8 = 0, LC_PEAK_BF16 = 1, LC_PEAK_F32 = 2, LC_PEAK_END = 3 };
 int32_t lc_run_peak(lc_pool *pool, int32_t kind, int64_t rounds, int64_t *ops);
+/* Of which kind the products of quantized weights with many tokens are. */
+int32_t lc_prefill_peak(const lc_pool *pool);
 
 /* A matrix in a block format, [n_out, n_in], its rows one after another. */
 typedef struct lc_weight {

@@ -108,7 +108,7 @@ static bool allocate(lc_program *p, const int32_t *slot_widths, const demands *m
         p->slots[i] = lc_alloc(max_tokens * (size_t)slot_widths[i] * sizeof **p->slots);
         if (p->slots[i] == NULL) return false;
     }
-    p->q8.memory = lc_alloc(lc_q8_bytes(kernels, p->max_tokens, most->q8_width));
+    p->q8.memory = lc_alloc(lc_activation_bytes(kernels, p->max_tokens, most->q8_width));
     p->panel_bytes = lc_round_up(LC_CHUNK_ROWS / (size_t)kernels->tile_rows * lc_panel_bytes(kernels), LC_ALIGN);
     p->c_bytes = max_tokens * LC_CHUNK_ROWS * sizeof(float);
     const size_t rows_bytes = LC_FLOAT_ROWS * (size_t)most->float_width * sizeof(float);

@@ -123,8 +123,12 @@ lc_isa(neon_i8mm    ARM64 BASE neon_dotprod SEARCHES neon FEATURES DOTPROD I8MM
 lc_isa(neon_dotprod ARM64 SEARCHES neon FEATURES DOTPROD FLAGS -march=armv8.2-a+dotprod -mcpu=generic+dotprod)
 lc_isa(neon         ARM64 SHARES_TEXT)
 lc_isa(ref          ANY)
-# For tests alone, and taken only by name.
-lc_isa(amx_emulated X86_64 TEST_ONLY BASE avx512vnni SEARCHES avx512 FEATURES ${avx512vnni})
+# Taken only by name. amx_bf16: faster with many tokens, but their results have not the bits of the others.
+lc_isa(amx_bf16     X86_64 SHARES_TEXT BASE avx512vnni SEARCHES avx512
+       FEATURES ${avx512vnni} AVX512BF16 AMX_TILE AMX_INT8 AMX_BF16)
+# For tests alone.
+lc_isa(amx_emulated X86_64 TEST_ONLY SHARES_TEXT BASE avx512vnni SEARCHES avx512 FEATURES ${avx512vnni})
+lc_isa(amx_bf16_emulated X86_64 TEST_ONLY BASE avx512vnni SEARCHES avx512 FEATURES ${avx512vnni} AVX512BF16)
 lc_isa(avxvnni_evex X86_64 TEST_ONLY SHARES_TEXT SEARCHES avx2 FEATURES ${avx2} AVX512F AVX512VL AVX512VNNI)
 
 file(GENERATE OUTPUT ${CMAKE_CURRENT_BINARY_DIR}/generated/instruction_sets.h CONTENT "${LC_ISA_LINES}")

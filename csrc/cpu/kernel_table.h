@@ -3,7 +3,8 @@
  * kernels_ref.c fills every entry in plain C; the file of an instruction set copies that table and overrides what it
  * does better. Contracts hold for all of them. Rules common to all:
  *   - pointers need no alignment, and nothing is read or written beyond the stated lengths;
- *   - a row's result depends on that row alone: not on how many rows or tokens a call is given;
+ *   - a row's result depends on that row alone: not on how many rows or tokens a call is given (but that instruction
+ *     sets with products of bf16 use them where a sequence is given many tokens at once);
  *   - not-finite input gives not-finite output.
  *
  * Arithmetic. Everything but the dot products of float formats is defined to the bit, so that every instruction set, and
@@ -24,7 +25,9 @@
 enum {
     LC_GROUP = 32,           /* activations that share a scale */
     LC_PANEL_ELEMS = 512,    /* most values of a row in a panel; a multiple of every format's block */
+    LC_BF16_ELEMS = 256,     /* the same of bf16 */
     LC_MAX_TILE_ROWS = 16,
+    LC_BF16_PANEL = LC_MAX_TILE_ROWS * LC_BF16_ELEMS,
     LC_MAX_TILE_TOKENS = 16,
     LC_MAX_FEW_TOKENS = 4,
     LC_TILE_KINDS = 4
@@ -86,6 +89,18 @@ typedef void (*lc_tile_fn)(const lc_panel *panel, const lc_q8_block *x, int n, f
 typedef void (*lc_unpack_tile_fn)(const uint8_t *rows, size_t row_bytes, int n_rows, int n, const uint8_t *ahead,
                                   lc_panel *panel);
 
+/* Activations of a block's tokens in bf16: [n / 32][n_tokens][32]. */
+typedef struct lc_bf16_block {
+    const uint16_t *values;
+    int n_tokens; /* at most tile_tokens */
+} lc_bf16_block;
+
+/* c[t * ldc + r] += row r of the panels . token t, for n values, a multiple of 32, of bf16, summed in float32 in the
+ * processor's order: 1 or 2 blocks of tokens, all but the last one full, with 1 or 2 panels [n / 2][tile_rows][2] that
+ * stand LC_BF16_PANEL values apart. */
+typedef void (*lc_tile_bf16_fn)(const uint16_t *panels, int n_panels, const lc_bf16_block *x, int n_blocks, int n, float *c,
+                                int ldc);
+
 /* c[t * ldc + r] = row r . x[t], whole rows of n values; n_rows <= tile_rows, n_tokens <= few_tokens blocks x of one
  * token each. Same sums as the tile kernel. */
 typedef void (*lc_matvec_fn)(const uint8_t *rows, size_t row_bytes, int n_rows, const lc_q8_block *x, int n_tokens,
@@ -118,6 +133,11 @@ typedef struct lc_kernels {
     void (*quantize_q8)(const float *x, int n, const lc_q8_block *block, int t);
     lc_tile_fn tile[LC_TILE_KINDS];
     lc_unpack_tile_fn unpack_tile[LC_TYPE_END]; /* NULL: lc_format.unpack, then interleaved */
+    /* Products of bf16, rounded to nearest even; all three or NULL. round_bf16: x [n], n a multiple of 32, into place `t` of a
+     * block of n_tokens. bf16_panel: the weights of a panel, n <= LC_BF16_ELEMS values in scales of `sub`. */
+    void (*round_bf16)(const float *x, int n, uint16_t *block, int n_tokens, int t);
+    void (*bf16_panel)(const lc_panel *panel, int n, int sub, bool has_min, uint16_t *out);
+    lc_tile_bf16_fn tile_bf16;
     lc_matvec_fn matvec[LC_TYPE_END];           /* NULL: tiles of one token */
     lc_float_tile_fn dot_f32, dot_f16, dot_bf16;
     /* n values, a multiple of 32, as float32: what a KV cache is kept in. NULL: lc_dequantize_row */

@@ -6,16 +6,21 @@
 
 enum { PANEL_SCALES = LC_PANEL_ELEMS / 16 };
 
-size_t lc_q8_bytes(const lc_kernels *kernels, int n_tokens, int n) {
+/* Panels of bf16 take the place of all the panels of a chunk but the first. */
+_Static_assert((LC_CHUNK_ROWS / LC_MAX_TILE_ROWS - 1) * LC_MAX_TILE_ROWS * (LC_PANEL_ELEMS + 2 * PANEL_SCALES * 4) >=
+                   LC_CHUNK_ROWS / LC_MAX_TILE_ROWS * LC_BF16_PANEL * 2, "room for panels of bf16");
+
+size_t lc_activation_bytes(const lc_kernels *kernels, int n_tokens, int n) {
     const size_t per_token = (size_t)n + (size_t)n / LC_GROUP * 7 * sizeof(float);
-    return lc_round_up((size_t)n_tokens, (size_t)kernels->tile_tokens) * per_token;
+    const size_t most = kernels->tile_bf16 != NULL && per_token < 2 * (size_t)n ? 2 * (size_t)n : per_token;
+    return lc_round_up((size_t)n_tokens, (size_t)kernels->tile_tokens) * most;
 }
 
-int lc_q8_block_tokens(const lc_kernels *kernels, const lc_q8_store *store) {
+int lc_q8_block_tokens(const lc_kernels *kernels, const lc_activations *store) {
     return store->n_tokens <= kernels->few_tokens ? 1 : kernels->tile_tokens;
 }
 
-lc_q8_block lc_q8_block_at(const lc_kernels *kernels, const lc_q8_store *store, int b) {
+lc_q8_block lc_q8_block_at(const lc_kernels *kernels, const lc_activations *store, int b) {
     const int most = lc_q8_block_tokens(kernels, store), first = b * most;
     const int left = store->n_tokens - first;
     const int n_tokens = left < most ? left : most;
@@ -41,6 +46,24 @@ lc_q8_block lc_q8_block_from(const lc_q8_block *block, int k0) {
     part.sums32 += group;
     part.sums16 += 2 * group;
     return part;
+}
+
+static uint16_t *bf16_block_at(const lc_kernels *kernels, const lc_activations *x, int b, int *n_tokens) {
+    const int first = b * kernels->tile_tokens, left = x->n_tokens - first;
+    *n_tokens = left < kernels->tile_tokens ? left : kernels->tile_tokens;
+    return (uint16_t *)(void *)x->memory + (size_t)first * (size_t)x->n;
+}
+
+void lc_round_activations(const lc_kernels *kernels, const lc_activations *to, int t, const float *x) {
+    if (to->is_bf16) {
+        int n_tokens;
+        uint16_t *block = bf16_block_at(kernels, to, t / kernels->tile_tokens, &n_tokens);
+        kernels->round_bf16(x, to->n, block, n_tokens, t % kernels->tile_tokens);
+        return;
+    }
+    const int per_block = lc_q8_block_tokens(kernels, to);
+    const lc_q8_block block = lc_q8_block_at(kernels, to, t / per_block);
+    kernels->quantize_q8(x, to->n, &block, t % per_block);
 }
 
 size_t lc_panel_bytes(const lc_kernels *kernels) {
@@ -83,14 +106,14 @@ static void unpack_tile(const lc_kernels *kernels, const lc_weight *weight, cons
 
 static int at_most(int n, int limit) { return n < limit ? n : limit; }
 
-static int blocks_of(const lc_kernels *kernels, const lc_q8_store *q8) {
+static int blocks_of(const lc_kernels *kernels, const lc_activations *q8) {
     const int most = lc_q8_block_tokens(kernels, q8);
     return (q8->n_tokens + most - 1) / most;
 }
 
 /* A decoding step: the rows are read once, as they lie. */
 static void matvec_chunk(const lc_kernels *kernels, const lc_weight *weight, const uint8_t *rows, size_t row_bytes,
-                         int n_rows, const lc_q8_store *q8, const uint8_t *ahead, float *c) {
+                         int n_rows, const lc_activations *q8, const uint8_t *ahead, float *c) {
     lc_q8_block x[LC_MAX_FEW_TOKENS];
     for (int t = 0; t < q8->n_tokens; t++) x[t] = lc_q8_block_at(kernels, q8, t);
     const int tile = kernels->tile_rows;
@@ -104,7 +127,7 @@ static void matvec_chunk(const lc_kernels *kernels, const lc_weight *weight, con
 
 /* At most a tile of tokens: each tile of rows from end to end, in the order of memory. */
 static void few_tokens_chunk(const lc_kernels *kernels, const lc_weight *weight, const uint8_t *rows, size_t row_bytes,
-                             int n_rows, const lc_q8_store *q8, const uint8_t *ahead, const lc_matmul_scratch *scratch,
+                             int n_rows, const lc_activations *q8, const uint8_t *ahead, const lc_matmul_scratch *scratch,
                              float *c) {
     enum { FEW_ELEMS = 256 }; /* stretches short enough to ask for memory evenly */
     const lc_format *format = lc_format_of(weight->type);
@@ -129,7 +152,7 @@ static void few_tokens_chunk(const lc_kernels *kernels, const lc_weight *weight,
 /* Many tokens: panels of all the chunk's tiles over a stretch of k are unpacked once and meet every token while they
  * are in cache. Each sum still runs through k in order. */
 static void many_tokens_chunk(const lc_kernels *kernels, const lc_weight *weight, const uint8_t *rows, size_t row_bytes,
-                              int n_rows, const lc_q8_store *q8, const lc_matmul_scratch *scratch, float *c) {
+                              int n_rows, const lc_activations *q8, const lc_matmul_scratch *scratch, float *c) {
     const lc_format *format = lc_format_of(weight->type);
     const lc_tile_fn multiply = kernels->tile[lc_tile_kind(format)];
     const int tile = kernels->tile_rows, n_blocks = blocks_of(kernels, q8);
@@ -152,6 +175,39 @@ static void many_tokens_chunk(const lc_kernels *kernels, const lc_weight *weight
                 const lc_panel panel = panel_at(kernels, scratch->panels, r / tile);
                 multiply(&panel, &x, n, c_block + r, LC_CHUNK_ROWS);
             }
+        }
+    }
+}
+
+/* Many tokens in bf16: panels of all the chunk's tiles become bf16, then meet every token, two blocks of each at a time. */
+static void bf16_chunk(const lc_kernels *kernels, const lc_weight *weight, const uint8_t *rows, size_t row_bytes, int n_rows,
+                       const lc_activations *x, const lc_matmul_scratch *scratch, float *c) {
+    const lc_format *format = lc_format_of(weight->type);
+    const int tile = kernels->tile_rows, n_blocks = (x->n_tokens + kernels->tile_tokens - 1) / kernels->tile_tokens;
+    lc_panel codes = panel_at(kernels, scratch->panels, 0);
+    uint16_t *panels = (uint16_t *)(void *)(scratch->panels + lc_panel_bytes(kernels));
+    for (int k0 = 0; k0 < weight->n_in; k0 += LC_BF16_ELEMS) {
+        const int n = at_most(weight->n_in - k0, LC_BF16_ELEMS);
+        const size_t n_bytes = lc_row_bytes(format, n);
+        const uint8_t *part = rows + lc_row_bytes(format, k0);
+        for (int r = 0; r < n_rows; r += tile) {
+            const uint8_t *here = part + (size_t)r * row_bytes;
+            unpack_tile(kernels, weight, here, row_bytes, at_most(n_rows - r, tile), n, here, &codes);
+            kernels->bf16_panel(&codes, n, format->sub, format->has_min, panels + r / tile * LC_BF16_PANEL);
+        }
+        for (int r = 0; r < n_rows && k0 + n < weight->n_in; r++)
+            lc_fetch(part + n_bytes + (size_t)r * row_bytes, n_bytes);
+        for (int b = 0; b < n_blocks; b += 2) {
+            lc_bf16_block blocks[2];
+            const int two = at_most(n_blocks - b, 2);
+            for (int i = 0; i < two; i++) {
+                const uint16_t *values = bf16_block_at(kernels, x, b + i, &blocks[i].n_tokens);
+                blocks[i].values = values + (size_t)k0 * (size_t)blocks[i].n_tokens;
+            }
+            float *c_blocks = c + (size_t)b * (size_t)kernels->tile_tokens * LC_CHUNK_ROWS;
+            for (int r = 0; r < n_rows; r += 2 * tile)
+                kernels->tile_bf16(panels + r / tile * LC_BF16_PANEL, n_rows - r > tile ? 2 : 1, blocks, two, n, c_blocks + r,
+                                   LC_CHUNK_ROWS);
         }
     }
 }
@@ -189,13 +245,18 @@ static void floats_chunk(const lc_kernels *kernels, const lc_weight *weight, con
     }
 }
 
-void lc_matmul_chunk(const lc_kernels *kernels, const lc_weight *weight, int row0, int n_rows, const lc_q8_store *q8,
+void lc_matmul_chunk(const lc_kernels *kernels, const lc_weight *weight, int row0, int n_rows, const lc_activations *q8,
                      const float *x, int n_tokens, const uint8_t *ahead, const lc_matmul_scratch *scratch, float *c) {
     const lc_format *format = lc_format_of(weight->type);
     const size_t row_bytes = lc_row_bytes(format, weight->n_in);
     const uint8_t *rows = weight->data + (size_t)row0 * row_bytes;
     if (!format->is_q8) {
         floats_chunk(kernels, weight, rows, row_bytes, n_rows, x, n_tokens, ahead, scratch, c);
+        return;
+    }
+    if (q8->is_bf16) {
+        memset(c, 0, (size_t)n_tokens * LC_CHUNK_ROWS * sizeof *c);
+        bf16_chunk(kernels, weight, rows, row_bytes, n_rows, q8, scratch, c);
         return;
     }
     if (n_tokens <= kernels->few_tokens && kernels->matvec[weight->type] != NULL) {

@@ -5,18 +5,21 @@
 #include "kernel_table.h"
 #include "localcoder.h"
 
-/* Rounded activations of a step: blocks of lc_q8_block_tokens() tokens, the last one shorter. */
-typedef struct lc_q8_store {
-    uint8_t *memory; /* lc_q8_bytes(kernels, max_tokens, max_n) */
+/* Rounded activations of a step: blocks of lc_q8_block_tokens() tokens, or of tile_tokens of bf16; the last one shorter. */
+typedef struct lc_activations {
+    uint8_t *memory; /* lc_activation_bytes(kernels, max_tokens, max_n) */
     int n_tokens;
-    int n; /* length of a row */
-} lc_q8_store;
+    int n; /* length of a row, a multiple of 32 */
+    bool is_bf16; /* kernels->tile_bf16 multiplies them */
+} lc_activations;
 
-size_t lc_q8_bytes(const lc_kernels *kernels, int n_tokens, int n);
+size_t lc_activation_bytes(const lc_kernels *kernels, int n_tokens, int n);
+/* Rounds x [n] into the place of token t. */
+void lc_round_activations(const lc_kernels *kernels, const lc_activations *to, int t, const float *x);
 /* 1 where the tokens are few enough for the matvec kernels, else tile_tokens. */
-int lc_q8_block_tokens(const lc_kernels *kernels, const lc_q8_store *store);
+int lc_q8_block_tokens(const lc_kernels *kernels, const lc_activations *store);
 /* Block b of the store. */
-lc_q8_block lc_q8_block_at(const lc_kernels *kernels, const lc_q8_store *store, int b);
+lc_q8_block lc_q8_block_at(const lc_kernels *kernels, const lc_activations *store, int b);
 /* The same block from value k0 (a multiple of 32) on. */
 lc_q8_block lc_q8_block_from(const lc_q8_block *block, int k0);
 
@@ -36,7 +39,7 @@ size_t lc_panel_bytes(const lc_kernels *kernels);
 
 /* Where rows of `weight` from row0 on meet all tokens: c[t * LC_CHUNK_ROWS + r], r < n_rows. Quantized formats read
  * `q8`, float types read x [n_tokens][n_in]. `ahead`: where the thread will read next. */
-void lc_matmul_chunk(const lc_kernels *kernels, const lc_weight *weight, int row0, int n_rows, const lc_q8_store *q8,
+void lc_matmul_chunk(const lc_kernels *kernels, const lc_weight *weight, int row0, int n_rows, const lc_activations *q8,
                      const float *x, int n_tokens, const uint8_t *ahead, const lc_matmul_scratch *scratch, float *c);
 
 #endif

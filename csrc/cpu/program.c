@@ -35,12 +35,18 @@ static void write_kv_row(const lc_program *p, const lc_op *op, int t, const floa
     }
 }
 
-static void quantize_row(const lc_program *p, const lc_op *op, int t, const float *x) {
+/* Where the rounded input of `op` is. bf16 depends on how many tokens a sequence is given, so that steps of many sequences
+ * give the same as steps of one. */
+static lc_activations activations_of(const lc_program *p, const lc_op *op) {
     const lc_kernels *kernels = p->pool->kernels;
-    const lc_q8_store store = {p->q8.memory, rows_of(p, op), op->width};
-    const int per_block = lc_q8_block_tokens(kernels, &store);
-    const lc_q8_block block = lc_q8_block_at(kernels, &store, t / per_block);
-    kernels->quantize_q8(x, op->width, &block, t % per_block);
+    const int n_rows = rows_of(p, op), few = kernels->tile_tokens;
+    const bool is_bf16 = kernels->tile_bf16 != NULL && p->most_at_once > few && n_rows > few;
+    return (lc_activations){p->q8.memory, n_rows, op->width, is_bf16};
+}
+
+static void quantize_row(const lc_program *p, const lc_op *op, int t, const float *x) {
+    const lc_activations to = activations_of(p, op);
+    lc_round_activations(p->pool->kernels, &to, t, x);
 }
 
 static void run_row(const lc_program *p, const lc_op *op, int t) {
@@ -138,7 +144,7 @@ static void run_linear_item(const lc_program *p, const lc_op *op, int item, int 
                             const lc_matmul_scratch *scratch) {
     const int n_tokens = rows_of(p, op);
     const piece here = piece_of(p, op, item);
-    const lc_q8_store q8 = {p->q8.memory, n_tokens, op->width};
+    const lc_activations q8 = activations_of(p, op);
     const uint8_t *after = piece_data(op, next < 0 ? here : piece_of(p, op, next));
     const float *x = slot(p, op->x);
     const bool is_pair = op->epilogue == LC_APPLY_SILU_MUL;
@@ -245,14 +251,17 @@ static bool pages_are_valid(const lc_program *p, const lc_step *s, int token) {
 static bool read_step(lc_program *p, const lc_step *s) {
     if (s->n_inputs < p->n_inputs) return false;
     if (s->n_tokens < 1 || s->n_tokens > p->max_tokens || s->n_outputs < 0 || s->n_outputs > s->n_tokens) return false;
-    p->n_runs = 0;
-    for (int t = 0; t < s->n_tokens; t++) {
+    p->n_runs = p->most_at_once = 0;
+    for (int t = 0, at_once = 0; t < s->n_tokens; t++) {
         if (s->tokens[t] < 0 || s->tokens[t] >= p->n_vocab_in) return false;
         if (s->positions[t] < 0 || s->positions[t] >= p->n_ctx) return false;
         if (s->sequences[t] < 0 || s->sequences[t] >= s->n_sequences) return false;
         lc_run *run = p->n_runs ? &p->runs[p->n_runs - 1] : NULL;
-        if (run != NULL && run->n < p->run_tokens && s->sequences[t] == s->sequences[t - 1] &&
-            s->positions[t] == s->positions[t - 1] + 1)
+        const bool goes_on = run != NULL && s->sequences[t] == s->sequences[t - 1] &&
+                             s->positions[t] == s->positions[t - 1] + 1;
+        at_once = goes_on ? at_once + 1 : 1;
+        if (at_once > p->most_at_once) p->most_at_once = at_once;
+        if (goes_on && run->n < p->run_tokens)
             run->n++;
         else
             p->runs[p->n_runs++] = (lc_run){t, 1};

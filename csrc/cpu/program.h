@@ -25,9 +25,9 @@ struct lc_program {
     int n_ctx, max_tokens, n_vocab_in, n_inputs;
     float **slots;
     int n_slots;
-    lc_q8_store q8;
+    lc_activations q8;
     lc_run *runs; /* [max_tokens] */
-    int n_runs, run_tokens;
+    int n_runs, run_tokens, most_at_once; /* tokens of one sequence in this step */
     uint8_t *scratch; /* scratch_bytes for each thread */
     size_t scratch_bytes, panel_bytes, c_bytes;
     /* the step at hand */

@@ -198,13 +198,9 @@ static void test_float_dots(const lc_kernels *k) {
 }
 
 /* Rounded activations of `n_tokens` tokens in memory of just the right size. */
-static lc_q8_store rounded(const lc_kernels *k, const float *x, int n_tokens, int n) {
-    lc_q8_store store = {take(lc_q8_bytes(k, n_tokens, n)), n_tokens, n};
-    for (int t = 0; t < n_tokens; t++) {
-        const int per_block = lc_q8_block_tokens(k, &store);
-        const lc_q8_block block = lc_q8_block_at(k, &store, t / per_block);
-        k->quantize_q8(x + (size_t)t * (size_t)n, n, &block, t % per_block);
-    }
+static lc_activations rounded(const lc_kernels *k, const float *x, int n_tokens, int n, bool is_bf16) {
+    lc_activations store = {take(lc_activation_bytes(k, n_tokens, n)), n_tokens, n, is_bf16};
+    for (int t = 0; t < n_tokens; t++) lc_round_activations(k, &store, t, x + (size_t)t * (size_t)n);
     return store;
 }
 
@@ -215,7 +211,7 @@ static void test_quantize_q8(const lc_kernels *k) {
     x[100] = 100;
     lc_kernels alone = *k, plain = ref;
     alone.tile_tokens = plain.tile_tokens = alone.few_tokens = plain.few_tokens = 1;
-    lc_q8_store a = rounded(&alone, x, 1, N), b = rounded(&plain, x, 1, N);
+    lc_activations a = rounded(&alone, x, 1, N, false), b = rounded(&plain, x, 1, N, false);
     const lc_q8_block mine = lc_q8_block_at(&alone, &a, 0), theirs = lc_q8_block_at(&plain, &b, 0);
     CHECK(memcmp(mine.codes, theirs.codes, N) == 0, "%s codes", k->isa);
     CHECK(memcmp(mine.scales, theirs.scales, N / 32 * 4) == 0, "%s scales", k->isa);
@@ -272,8 +268,8 @@ static void test_matmul(const lc_kernels *k, const lc_format *format, int32_t ty
     for (int n_tokens = 1; n_tokens <= max_tokens; n_tokens += n_tokens < 14 ? 1 : 13) {
         float *c[2], *at_once = NULL;
         for (int i = 0; i < 2; i++) {
-            lc_q8_store q8 = {NULL, n_tokens, n_in};
-            if (format->is_q8) q8 = rounded(both[i], x, n_tokens, n_in);
+            lc_activations q8 = {NULL, n_tokens, n_in, false};
+            if (format->is_q8) q8 = rounded(both[i], x, n_tokens, n_in, false);
             const size_t c_size = (size_t)max_tokens * LC_CHUNK_ROWS;
             lc_matmul_scratch scratch = {lc_alloc(LC_CHUNK_ROWS / (size_t)both[i]->tile_rows * lc_panel_bytes(both[i])),
                                          {NULL, NULL}, take(LC_FLOAT_ROWS * (size_t)n_in * 4)};
@@ -298,6 +294,41 @@ static void test_matmul(const lc_kernels *k, const lc_format *format, int32_t ty
     free(data), free(x);
 }
 
+static double in_bf16(float x) { return (double)lc_bf16_to_float(lc_float_to_bf16(x)); }
+
+/* Many tokens on products of bf16, beside sums in double of the same rounded values. */
+static void test_bf16(const lc_kernels *k, const lc_format *format, int32_t type, const int8_t *grid) {
+    const int n_in = format->elems * (640 / format->elems) + format->elems, n_out = 37, most = 3 * k->tile_tokens;
+    uint8_t *data = random_weight(format, type, (size_t)n_out * (size_t)(n_in / format->elems));
+    const lc_weight weight = {data, grid, type, n_out, n_in};
+    float *x = random_floats((size_t)(most * n_in)), *row = take((size_t)n_in * 4);
+    const size_t c_size = (size_t)most * LC_CHUNK_ROWS, panel_bytes = LC_CHUNK_ROWS / (size_t)k->tile_rows * lc_panel_bytes(k);
+    float *c = take(c_size * 4), *middle = take(c_size * 4);
+    const lc_matmul_scratch scratch = {lc_alloc(panel_bytes), {NULL, NULL}, NULL};
+    for (int n_tokens = 1; n_tokens <= most; n_tokens += n_tokens == 1 ? 16 : 5) {
+        lc_activations rounded_x = rounded(k, x, n_tokens, n_in, true);
+        memset(scratch.panels, 0xFF, panel_bytes);
+        lc_matmul_chunk(k, &weight, 0, n_out, &rounded_x, x, n_tokens, data, &scratch, c);
+        lc_matmul_chunk(k, &weight, 13, n_out - 13, &rounded_x, x, n_tokens, data, &scratch, middle);
+        for (int r = 0; r < n_out; r++) {
+            lc_dequantize_row(type, data + (size_t)r * lc_row_bytes(format, n_in), grid, n_in, row);
+            for (int t = 0; t < n_tokens; t++) {
+                double sum = 0, size = 0;
+                for (int i = 0; i < n_in; i++) {
+                    const double product = in_bf16(row[i]) * in_bf16(x[t * n_in + i]);
+                    sum += product, size += fabs(product);
+                }
+                const float got = c[t * LC_CHUNK_ROWS + r];
+                CHECK(fabs((double)got - sum) <= 2e-5 * size, "%s %s in bf16, row %d, token %d of %d: %g, not %g", k->isa,
+                      format->name, r, t, n_tokens, (double)got, sum);
+                CHECK(r < 13 || got == middle[t * LC_CHUNK_ROWS + r - 13], "%s %s in bf16: rows", k->isa, format->name);
+            }
+        }
+        free(rounded_x.memory);
+    }
+    free(data), free(x), free(row), free(c), free(middle), lc_free(scratch.panels);
+}
+
 int main(void) {
     lc_kernels_ref(&ref);
     test_fused();
@@ -318,8 +349,11 @@ int main(void) {
         test_exp(&kernels);
         test_float_dots(&kernels);
         test_quantize_q8(&kernels);
-        for (int32_t type = 0; type < LC_TYPE_END; type++)
-            if (lc_format_of(type) != NULL) test_matmul(&kernels, lc_format_of(type), type, grid);
+        for (int32_t type = 0; type < LC_TYPE_END; type++) {
+            const lc_format *format = lc_format_of(type);
+            if (format != NULL) test_matmul(&kernels, format, type, grid);
+            if (format != NULL && format->is_q8 && kernels.tile_bf16 != NULL) test_bf16(&kernels, format, type, grid);
+        }
         kernels.end_step();
     }
     printf(n_failed ? "%d checks failed\n" : "all checks passed\n", n_failed);

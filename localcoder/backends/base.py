@@ -61,10 +61,12 @@ class Backend(ABC):
     Attributes:
         name: as in LOCALCODER_BACKEND.
         description: one line for people: device, instruction set, threads.
+        prefill_peak: the kind of multiply-adds that many tokens meet quantized weights with: "int8" or "bf16".
     """
 
     name: str
     description: str
+    prefill_peak: str = "int8"
 
     @abstractmethod
     def new_kv_store(self, shape: KVShape, n_pages: int) -> KVStore: ...

@@ -114,9 +114,10 @@ def prefill_ops(engine: Engine) -> int:
 
 def prefill_kind(engine: Engine) -> str:
     """Which of the peaks bounds the prefill: that of most of the file's products."""
-    sizes = {"int8": 0, "f32": 0}
+    quantized = engine.backend.prefill_peak
+    sizes = {quantized: 0, "f32": 0}
     for tensor in _matrices(engine.file, with_output=False):
-        sizes["int8" if tensor.qtype.activation == "q8" else "f32"] += int(np.prod(tensor.shape))
+        sizes[quantized if tensor.qtype.activation == "q8" else "f32"] += int(np.prod(tensor.shape))
     return max(sizes, key=lambda kind: sizes[kind])
 
 

@@ -23,6 +23,7 @@ from localcoder.quants import BY_ID
 pytestmark = pytest.mark.skipif(availability() is not None, reason=str(availability()))
 
 ISAS = [isa.name for isa in instruction_sets() if isa.usable] if availability() is None else []
+ISAS = [name for name in ISAS if not name.startswith("amx_bf16")]  # many tokens have other bits there, by design
 TYPES = [BY_ID[i].name for i in sorted(codes.CODE_ROWS)]
 SHAPES = {
     "gqa": {"n_head": 4, "n_head_kv": 2, "head_dim": 16},

@@ -45,6 +45,7 @@ class CBackend(Backend):
         self.check(self._lib.lc_pool_new(self.threads, used.encode(), out))
         self.pool = self._ffi.gc(out[0], self._lib.lc_pool_free)
         self.isa = self._ffi.string(self._lib.lc_pool_isa(self.pool)).decode()
+        self.prefill_peak = "bf16" if self._lib.lc_prefill_peak(self.pool) == self._lib.LC_PEAK_BF16 else "int8"
         self.description = f"C core, {self.isa}, {self.threads} thread{'s' if self.threads > 1 else ''}"
 
     def check(self, status: int) -> None:
