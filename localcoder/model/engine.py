@@ -203,6 +203,8 @@ class Engine:
             pieces = [executable().run(step) for step in self._steps(chunks)]
             for chunk in chunks:
                 chunk.sequence.n_past += len(chunk.tokens)
+        if len(pieces) == 1:
+            return pieces[0]
         return np.concatenate(pieces) if pieces else np.empty((0, width), np.float32)
 
     def _steps(self, chunks: Sequence[Chunk]) -> list[Step]:
