@@ -21,9 +21,9 @@
 
 /* --- loading -------------------------------------------------------------------------------------------------- */
 
-/* Rows that do not exist read the last one that does. */
-INLINE void row_pointers(const uint8_t *rows, size_t row_bytes, int n_rows, lc_rows row) {
-    for (int r = 0; r < TILE_ROWS; r++) row[r] = rows + (size_t)(r < n_rows ? r : n_rows - 1) * row_bytes;
+/* A vector's rows from number `first` on. Rows that do not exist read the last one that does. */
+INLINE void row_pointers(const uint8_t *rows, size_t row_bytes, int first, int n_rows, lc_rows row) {
+    for (int i = 0; i < VEC_ROWS; i++) row[i] = rows + (size_t)(first + i < n_rows ? first + i : n_rows - 1) * row_bytes;
 }
 
 /* Four dwords of every row. */
@@ -39,19 +39,29 @@ INLINE quad load_quad(const lc_rows row, size_t at) {
     return (quad){v_unpacklo64(a, c), v_unpackhi64(a, c), v_unpacklo64(b, d), v_unpackhi64(b, d)};
 }
 
+/* What codes of so many bits get added where kernels want them unsigned; codes of formats with minimums are. */
+#define BIAS_OF(bits) (BIAS_LOG2(bits) < 0 ? 0 : 1 << BIAS_LOG2(bits))
+/* What takes the bias out of a sum, from what an activation block has for one of 8 bits. */
+INLINE vec less_bias_of(const int32_t *bias, int bits, int has_min) {
+    const int shift = 7 - BIAS_LOG2(bits);
+    (void)bits;
+    if (has_min || shift > 7) return v_set32(0);
+    return shift == 0 ? v_set32(*bias) : v_sra32(v_set32(*bias), shift);
+}
+
 INLINE vec dword_of(quad q, int i) { return i == 0 ? q.k0 : i == 1 ? q.k1 : i == 2 ? q.k2 : q.k3; }
 
 #if !defined(HAS_LOADS)
 /* The half at `at` of each row. */
 INLINE fvec load_halves(const lc_rows row, size_t at) {
-    int16_t h[TILE_ROWS];
-    for (int r = 0; r < TILE_ROWS; r++) memcpy(&h[r], row[r] + at, 2);
+    int16_t h[VEC_ROWS];
+    for (int r = 0; r < VEC_ROWS; r++) memcpy(&h[r], row[r] + at, 2);
     return float_halves(h);
 }
 
 INLINE vec load_dword(const lc_rows row, size_t at) {
-    int32_t v[TILE_ROWS];
-    for (int r = 0; r < TILE_ROWS; r++) memcpy(&v[r], row[r] + at, 4);
+    int32_t v[VEC_ROWS];
+    for (int r = 0; r < VEC_ROWS; r++) memcpy(&v[r], row[r] + at, 4);
     return gather(v);
 }
 #endif
@@ -109,9 +119,9 @@ INLINE quad plus_fifths(quad q, vec qh, int is_upper) {
                   plus_fifth(q.k2, qh, 4 * is_upper + 2), plus_fifth(q.k3, qh, 4 * is_upper + 3)};
 }
 
-/* The 16 values of IQ4, plus CODE_BIAS. */
+/* The 16 values of IQ4, plus their bias. */
 INLINE vec iq4_value(vec indices) {
-#define BIASED(value) (int8_t)((value) + CODE_BIAS)
+#define BIASED(value) (int8_t)((value) + BIAS_OF(8))
     static const int8_t VALUES[16] = {BIASED(-127), BIASED(-104), BIASED(-83), BIASED(-65), BIASED(-49), BIASED(-35),
                                       BIASED(-22),  BIASED(-10),  BIASED(1),   BIASED(13),  BIASED(25),  BIASED(38),
                                       BIASED(53),   BIASED(69),   BIASED(89),  BIASED(113)};
@@ -124,30 +134,53 @@ INLINE quad iq4_values(quad q) {
 #undef VALUE
 }
 
+/* --- products --------------------------------------------------------------------------------------------------- */
+
+/* sum += what four steps of a token's codes give, `at_once` of them before the sum is widened. */
+INLINE vec dot_steps(vec sum, quad w, const int8_t *a, int bits, int at_once, int i) {
+    if (i % at_once != 0) return sum;
+    vec part = add_products(HAS_WIDE_SUMS ? sum : v_set32(0), dword_of(w, i), a + 4 * i, bits);
+    if (at_once > 1) part = add_products(part, dword_of(w, i + 1), a + 4 * i + 4, bits);
+    if (at_once > 2) part = add_products(part, dword_of(w, i + 2), a + 4 * i + 8, bits);
+    if (at_once > 2) part = add_products(part, dword_of(w, i + 3), a + 4 * i + 12, bits);
+    return HAS_WIDE_SUMS ? part : v_add32(sum, widened(part));
+}
+
+/* sum += 16 codes of each row times 16 of one token. */
+INLINE vec dot16(vec sum, quad w, const int8_t *a, int bits) {
+    const int fit = steps_that_fit(bits), at_once = fit >= 4 ? 4 : fit >= 2 ? 2 : 1;
+    sum = dot_steps(sum, w, a, bits, at_once, 0);
+    sum = dot_steps(sum, w, a, bits, at_once, 1);
+    sum = dot_steps(sum, w, a, bits, at_once, 2);
+    return dot_steps(sum, w, a, bits, at_once, 3);
+}
+
 /* --- where the parts of a block go ---------------------------------------------------------------------------- */
 
 /* The functions that put codes take `sub` as well: 0 for a panel, else the number of codes that share a sum. */
 typedef struct sink {
     uint8_t *codes; /* of this block in the panel */
     float *scales, *mins;
+    int stride; /* from one scale of a row to its next */
     const int8_t *a; /* the token's codes, if this is no panel */
-    int is_unsigned; /* the codes, as those of formats with minimums are */
+    int bits; /* of a code */
     vec sum[16];
 } sink;
 
-INLINE void put_codes(sink *to, int sub, int k4, vec codes) {
-    if (sub == 0) v_store(to->codes + (size_t)k4 * 4 * TILE_ROWS, codes);
-    else DOT4(to->sum[k4 * 4 / sub], codes, to->a + 4 * k4, to->is_unsigned);
-}
 /* 16 codes of each row, from number `first` of the block on. */
 INLINE void put_quad(sink *to, int sub, int first, quad q) {
-    put_codes(to, sub, first / 4, q.k0);
-    put_codes(to, sub, first / 4 + 1, q.k1);
-    put_codes(to, sub, first / 4 + 2, q.k2);
-    put_codes(to, sub, first / 4 + 3, q.k3);
+    if (sub != 0) {
+        to->sum[first / sub] = dot16(to->sum[first / sub], q, to->a + first, to->bits);
+        return;
+    }
+    uint8_t *codes = to->codes + (size_t)first * TILE_ROWS;
+    v_store(codes, q.k0);
+    v_store(codes + 4 * TILE_ROWS, q.k1);
+    v_store(codes + 8 * TILE_ROWS, q.k2);
+    v_store(codes + 12 * TILE_ROWS, q.k3);
 }
-INLINE void put_scale(sink *to, int i, fvec scale) { f_store(to->scales + i * TILE_ROWS, scale); }
-INLINE void put_min(sink *to, int i, fvec min) { f_store(to->mins + i * TILE_ROWS, min); }
+INLINE void put_scale(sink *to, int i, fvec scale) { f_store(to->scales + i * to->stride, scale); }
+INLINE void put_min(sink *to, int i, fvec min) { f_store(to->mins + i * to->stride, min); }
 
 /* --- blocks of 32 --------------------------------------------------------------------------------------------- */
 
@@ -159,8 +192,8 @@ INLINE void put_min(sink *to, int i, fvec min) { f_store(to->mins + i * TILE_ROW
 SCALES(q4_0) { put_scale(to, 0, load_halves(row, AT(q4_0, d))); }
 BLOCK(q4_0) {
     const quad q = load_quad(row, AT(q4_0, qs));
-    put_quad(to, sub, 0, plus(low_nibbles(q), CODE_BIAS - 8));
-    put_quad(to, sub, 16, plus(high_nibbles(q), CODE_BIAS - 8));
+    put_quad(to, sub, 0, plus(low_nibbles(q), BIAS_OF(4) - 8));
+    put_quad(to, sub, 16, plus(high_nibbles(q), BIAS_OF(4) - 8));
 }
 
 SCALES(q4_1) {
@@ -178,8 +211,8 @@ SCALES(q5_0) { put_scale(to, 0, load_halves(row, AT(q5_0, d))); }
 BLOCK(q5_0) {
     const quad q = load_quad(row, AT(q5_0, qs));
     const vec qh = load_dword(row, AT(q5_0, qh));
-    put_quad(to, sub, 0, plus_fifths(plus(low_nibbles(q), CODE_BIAS - 16), qh, 0));
-    put_quad(to, sub, 16, plus_fifths(plus(high_nibbles(q), CODE_BIAS - 16), qh, 1));
+    put_quad(to, sub, 0, plus_fifths(plus(low_nibbles(q), BIAS_OF(5) - 16), qh, 0));
+    put_quad(to, sub, 16, plus_fifths(plus(high_nibbles(q), BIAS_OF(5) - 16), qh, 1));
 }
 
 SCALES(q5_1) {
@@ -196,8 +229,8 @@ BLOCK(q5_1) {
 
 SCALES(q8_0) { put_scale(to, 0, load_halves(row, AT(q8_0, d))); }
 BLOCK(q8_0) {
-    put_quad(to, sub, 0, plus(load_quad(row, AT(q8_0, qs)), CODE_BIAS));
-    put_quad(to, sub, 16, plus(load_quad(row, AT(q8_0, qs) + 16), CODE_BIAS));
+    put_quad(to, sub, 0, plus(load_quad(row, AT(q8_0, qs)), BIAS_OF(8)));
+    put_quad(to, sub, 16, plus(load_quad(row, AT(q8_0, qs) + 16), BIAS_OF(8)));
 }
 
 SCALES(iq4_nl) { put_scale(to, 0, load_halves(row, AT(iq4_nl, d))); }
@@ -259,8 +292,8 @@ INLINE void q6_k_part(const lc_rows row, size_t at, sink *to, int sub, quad qh, 
     const quad q = load_quad(row, AT(q6_k, ql) + 64 * (size_t)half + 32 * (size_t)c + 16 * (size_t)h);
     const quad low = with_high(low_nibbles(q), bits_of(qh, 2 * c, 3), 4);
     const quad high = with_high(high_nibbles(q), bits_of(qh, 2 * c + 4, 3), 4);
-    put_quad(to, sub, half * 128 + c * 32 + h * 16, plus(low, CODE_BIAS - 32));
-    put_quad(to, sub, half * 128 + c * 32 + h * 16 + 64, plus(high, CODE_BIAS - 32));
+    put_quad(to, sub, half * 128 + c * 32 + h * 16, plus(low, BIAS_OF(6) - 32));
+    put_quad(to, sub, half * 128 + c * 32 + h * 16 + 64, plus(high, BIAS_OF(6) - 32));
 }
 INLINE void q6_k_half(const lc_rows row, size_t at, sink *to, int sub, int half, int h) {
     const quad qh = load_quad(row, AT(q6_k, qh) + 32 * (size_t)half + 16 * (size_t)h);
@@ -307,7 +340,7 @@ INLINE void q3_k_scale(sink *to, quad tail, fvec d, int s) {
     put_scale(to, s, times(d, v_sub32(scale, v_set32(32))));
 }
 INLINE void q3_k_group(sink *to, int sub, quad q, quad hmask, int h, int half, int g) {
-    const quad codes = plus_where(plus(bits_of(q, 2 * g, 3), CODE_BIAS - 4), hmask, 4 * half + g, 4);
+    const quad codes = plus_where(plus(bits_of(q, 2 * g, 3), BIAS_OF(3) - 4), hmask, 4 * half + g, 4);
     put_quad(to, sub, half * 128 + g * 32 + h * 16, codes);
 }
 INLINE void q3_k_part(const lc_rows row, size_t at, sink *to, int sub, quad hmask, int h, int half) {
@@ -355,46 +388,53 @@ INLINE void end_sum(const sink *to, int sub, const lc_q8_block *x, int first, in
     if (s >= n_subs) return;
     const int i = first + s;
     const fvec a_scale = f_set(x->scales[i * sub / LC_GROUP]);
-    const fvec scale = f_mul(f_load(to->scales + s * TILE_ROWS), a_scale);
+    const fvec scale = f_mul(f_load(to->scales + s * to->stride), a_scale);
     *total = f_fma(f_from(to->sum[s]), scale, *total);
     if (!has_min) return;
     const fvec a_sum = f_set((sub == 32 ? x->sums32 : x->sums16)[i]);
-    *total = f_fnma(f_load(to->mins + s * TILE_ROWS), a_sum, *total);
+    *total = f_fnma(f_load(to->mins + s * to->stride), a_sum, *total);
 }
 
-/* unpack_NAME. */
-#define DEFINE_FORMAT(name, elems, sub_elems, has_min)                                                        \
+/* M(name, id, values of a block, values that share a scale, whether there are minimums, bits of a code) */
+#define EACH_FORMAT(M)             \
+    M(q4_0, Q4_0, 32, 32, 0, 4)    \
+    M(q4_1, Q4_1, 32, 32, 1, 4)    \
+    M(q5_0, Q5_0, 32, 32, 0, 5)    \
+    M(q5_1, Q5_1, 32, 32, 1, 5)    \
+    M(q8_0, Q8_0, 32, 32, 0, 8)    \
+    M(iq4_nl, IQ4_NL, 32, 32, 0, 8) \
+    M(q2_k, Q2_K, 256, 16, 1, 2)   \
+    M(q3_k, Q3_K, 256, 16, 0, 3)   \
+    M(q4_k, Q4_K, 256, 32, 1, 4)   \
+    M(q5_k, Q5_K, 256, 32, 1, 5)   \
+    M(q6_k, Q6_K, 256, 16, 0, 6)   \
+    M(iq4_xs, IQ4_XS, 256, 32, 0, 8)
+
+/* unpack_NAME: as many rows at a time as a vector has places. */
+#define DEFINE_UNPACK(name, id, elems, sub_elems, has_min, bits)                                              \
     static void unpack_##name(const uint8_t *rows, size_t row_bytes, int n_rows, int n, const uint8_t *ahead, \
                               lc_panel *panel) {                                                              \
         enum { BYTES = sizeof(lc_block_##name), SUBS = elems / sub_elems };                                   \
-        lc_rows row;                                                                                          \
-        row_pointers(rows, row_bytes, n_rows, row);                                                           \
-        for (int b = 0; b < n / elems; b++, ahead += TILE_ROWS * BYTES) {                                     \
-            lc_fetch(ahead, TILE_ROWS * BYTES);                                                               \
-            sink to;                                                                                          \
-            to.codes = panel->codes + (size_t)b * elems * TILE_ROWS;                                          \
-            to.scales = panel->scales + b * SUBS * TILE_ROWS;                                                 \
-            to.mins = panel->mins + b * SUBS * TILE_ROWS;                                                     \
-            scales_##name(row, (size_t)b * BYTES, &to);                                                       \
-            block_##name(row, (size_t)b * BYTES, &to, 0);                                                     \
+        for (int r = 0; r < TILE_ROWS; r += VEC_ROWS) {                                                       \
+            lc_rows row;                                                                                      \
+            row_pointers(rows, row_bytes, r, n_rows, row);                                                    \
+            for (int b = 0; b < n / elems; b++, ahead += VEC_ROWS * BYTES) {                                  \
+                lc_fetch(ahead, VEC_ROWS * BYTES);                                                            \
+                sink to;                                                                                      \
+                to.codes = panel->codes + (size_t)b * elems * TILE_ROWS + 4 * r;                              \
+                to.scales = panel->scales + b * SUBS * TILE_ROWS + r;                                         \
+                to.mins = panel->mins + b * SUBS * TILE_ROWS + r;                                             \
+                to.stride = TILE_ROWS;                                                                        \
+                scales_##name(row, (size_t)b * BYTES, &to);                                                   \
+                block_##name(row, (size_t)b * BYTES, &to, 0);                                                 \
+            }                                                                                                 \
         }                                                                                                     \
     }
-DEFINE_FORMAT(q4_0, 32, 32, 0)
-DEFINE_FORMAT(q4_1, 32, 32, 1)
-DEFINE_FORMAT(q5_0, 32, 32, 0)
-DEFINE_FORMAT(q5_1, 32, 32, 1)
-DEFINE_FORMAT(q8_0, 32, 32, 0)
-DEFINE_FORMAT(iq4_nl, 32, 32, 0)
-DEFINE_FORMAT(q2_k, 256, 16, 1)
-DEFINE_FORMAT(q3_k, 256, 16, 0)
-DEFINE_FORMAT(q4_k, 256, 32, 1)
-DEFINE_FORMAT(q5_k, 256, 32, 1)
-DEFINE_FORMAT(q6_k, 256, 16, 0)
-DEFINE_FORMAT(iq4_xs, 256, 32, 0)
+EACH_FORMAT(DEFINE_UNPACK)
 
 #undef AT
 #undef BLOCK
-#undef DEFINE_FORMAT
+#undef DEFINE_UNPACK
 #undef EACH_OF
 
 /* matvec_NAME, and FEW_TOKENS. */
@@ -405,20 +445,9 @@ DEFINE_FORMAT(iq4_xs, 256, 32, 0)
 #endif
 
 /* The lines of lc_kernels_ISA that put them into the table. */
-#define USE_FORMAT(name, NAME)                          \
-    table->unpack_tile[LC_TYPE_##NAME] = unpack_##name; \
-    table->matvec[LC_TYPE_##NAME] = matvec_##name;
-#define USE_FORMATS          \
+#define USE_FORMAT(name, id, elems, sub, has_min, bits) \
+    table->unpack_tile[LC_TYPE_##id] = unpack_##name;   \
+    table->matvec[LC_TYPE_##id] = matvec_##name;
+#define USE_FORMATS                 \
     table->few_tokens = FEW_TOKENS; \
-    USE_FORMAT(q4_0, Q4_0)   \
-    USE_FORMAT(q4_1, Q4_1)   \
-    USE_FORMAT(q5_0, Q5_0)   \
-    USE_FORMAT(q5_1, Q5_1)   \
-    USE_FORMAT(q8_0, Q8_0)   \
-    USE_FORMAT(iq4_nl, IQ4_NL) \
-    USE_FORMAT(q2_k, Q2_K)   \
-    USE_FORMAT(q3_k, Q3_K)   \
-    USE_FORMAT(q4_k, Q4_K)   \
-    USE_FORMAT(q5_k, Q5_K)   \
-    USE_FORMAT(q6_k, Q6_K)   \
-    USE_FORMAT(iq4_xs, IQ4_XS)
+    EACH_FORMAT(USE_FORMAT)

@@ -24,13 +24,13 @@
 
 enum {
     LC_GROUP = 32,           /* activations that share a scale */
+    LC_CODE_BIAS = 128,      /* what makes any signed code unsigned */
     LC_PANEL_ELEMS = 512,    /* most values of a row in a panel; a multiple of every format's block */
     LC_BF16_ELEMS = 256,     /* the same of bf16 */
     LC_MAX_TILE_ROWS = 16,
     LC_BF16_PANEL = LC_MAX_TILE_ROWS * LC_BF16_ELEMS,
     LC_MAX_TILE_TOKENS = 16,
-    LC_MAX_FEW_TOKENS = 4,
-    LC_TILE_KINDS = 4
+    LC_MAX_FEW_TOKENS = 4
 };
 
 /* Activations of `n_tokens` tokens (at most tile_tokens), rounded to q8. n is the length of a row. */
@@ -39,7 +39,7 @@ typedef struct lc_q8_block {
     int32_t run_log2; /* as in the kernel table */
     int8_t *codes;    /* [n / run][n_tokens][run]; each kernel table has its own run */
     float *scales;   /* [n / 32][n_tokens] */
-    int32_t *bias32; /* [n / 32][n_tokens] -code_bias * sum of the group's codes */
+    int32_t *bias32; /* [n / 32][n_tokens] -LC_CODE_BIAS * sum of the group's codes */
     int32_t *bias16; /* [n / 16][n_tokens] the same for each half of a group */
     float *sums32;   /* [n / 32][n_tokens] scale * sum of the group's codes */
     float *sums16;   /* [n / 16][n_tokens] */
@@ -60,7 +60,7 @@ static inline float lc_q8_inverse(float extreme) {
 
 /* tile_rows rows of weights, unpacked; n <= LC_PANEL_ELEMS values each. */
 typedef struct lc_panel {
-    uint8_t *codes; /* [n / 4][tile_rows][4]; code + code_bias where the format has no minimum, else the code */
+    uint8_t *codes; /* [n / 4][tile_rows][4]; where the format has no minimum, plus what its tile kernel subtracts again */
     float *scales;  /* [n / sub][tile_rows] */
     float *mins;    /* [n / sub][tile_rows]; only where the format has minimums */
 } lc_panel;
@@ -76,9 +76,6 @@ static inline void lc_fetch_rows(const uint8_t *rows, size_t row_bytes, int n_ro
     for (size_t at = (from + 63) / 64 * 64; at < to; at += 64)
         for (int r = 0; r < n_rows; r++) __builtin_prefetch(rows + (size_t)r * row_bytes + at, 0, 2);
 }
-
-/* Which of the four tile kernels a format wants. */
-static inline int lc_tile_kind(const lc_format *format) { return (format->sub == 16) + 2 * format->has_min; }
 
 /* c[t * ldc + r] += row r of the panel . token t, for n values, all rows of the tile, all tokens of the block. */
 typedef void (*lc_tile_fn)(const lc_panel *panel, const lc_q8_block *x, int n, float *c, int ldc);
@@ -127,11 +124,11 @@ typedef struct lc_kernels {
     int tile_tokens;
     int few_tokens; /* most tokens that matvec takes, 1 to LC_MAX_FEW_TOKENS */
     int run_log2;   /* 2 to 5: 1 << run_log2 rounded values of a token stand together */
-    int code_bias;  /* 0 or 128: what panels add to the signed codes of formats without minimums */
+    int code_bias;  /* 0 or LC_CODE_BIAS: what panels of formats without unpack_tile add to signed codes */
 
     /* One token: x [n], n a multiple of 32, into place `t` of its block. */
     void (*quantize_q8)(const float *x, int n, const lc_q8_block *block, int t);
-    lc_tile_fn tile[LC_TILE_KINDS];
+    lc_tile_fn tile[LC_TYPE_END];
     lc_unpack_tile_fn unpack_tile[LC_TYPE_END]; /* NULL: lc_format.unpack, then interleaved */
     /* Products of bf16, rounded to nearest even; all three or NULL. round_bf16: x [n], n a multiple of 32, into place `t` of a
      * block of n_tokens. bf16_panel: the weights of a panel, n <= LC_BF16_ELEMS values in scales of `sub`. */
@@ -175,6 +172,17 @@ typedef struct lc_kernels {
     /* Every thread calls it when its part of a step is done: gives back what kernels left with the thread. */
     void (*end_step)(void);
 } lc_kernels;
+
+/* Gives every format the tile kernel of its kind: `sub` values share a scale, with minimums or without. */
+static inline void lc_use_tiles(lc_kernels *table, lc_tile_fn tile_32, lc_tile_fn tile_16, lc_tile_fn tile_32_min,
+                                lc_tile_fn tile_16_min) {
+    for (int32_t type = 0; type < LC_TYPE_END; type++) {
+        const lc_format *format = lc_format_of(type);
+        if (format == NULL || !format->is_q8) continue;
+        if (format->has_min) table->tile[type] = format->sub == 32 ? tile_32_min : tile_16_min;
+        else table->tile[type] = format->sub == 32 ? tile_32 : tile_16;
+    }
+}
 
 /* Fills a table. lc_kernels_ref fills all of it but `search`; others write their own entries over what their base left. The
  * file of an instruction set calls its function LC_KERNELS and itself LC_ISA_NAME: instruction_sets.cmake defines them.

@@ -1,4 +1,4 @@
-/* AVX2 with FMA and F16C; with AVX-VNNI where the compiler may use it. Tiles hold 8 rows in the lanes of a register and 4 tokens. */
+/* AVX2 with FMA and F16C; with AVX-VNNI where the compiler may use it. Tiles hold 16 rows, in the lanes of two registers, and 4 tokens. */
 #include <immintrin.h>
 #include <math.h>
 #include <string.h>
@@ -53,56 +53,16 @@ static void quantize_q8(const float *x, int n, const lc_q8_block *block, int t) 
         for (int i = 0; i < 8; i++) memcpy(lc_q8_codes(block, g * LC_GROUP + 4 * i, t), &codes[i], 4);
         const size_t at = (size_t)g * stride + (size_t)t, at16 = 2 * (size_t)g * stride + (size_t)t;
         block->scales[at] = scale;
-        block->bias32[at] = -CODE_BIAS * (low + high);
-        block->bias16[at16] = -CODE_BIAS * low;
-        block->bias16[at16 + stride] = -CODE_BIAS * high;
+        block->bias32[at] = -LC_CODE_BIAS * (low + high);
+        block->bias16[at16] = -LC_CODE_BIAS * low;
+        block->bias16[at16 + stride] = -LC_CODE_BIAS * high;
         block->sums32[at] = scale * (float)(low + high);
         block->sums16[at16] = scale * (float)low;
         block->sums16[at16 + stride] = scale * (float)high;
     }
 }
 
-INLINE void tile(const lc_panel *panel, const lc_q8_block *x, int n, float *c, int ldc, int n_tokens, int sub,
-                 int has_min) {
-    __m256 total[TILE_TOKENS];
-    for (int t = 0; t < n_tokens; t++) total[t] = _mm256_loadu_ps(c + t * ldc);
-    const uint8_t *w = panel->codes;
-    const int8_t *a = x->codes;
-    for (int s = 0; s < n / sub; s++) {
-        const int32_t *bias = (sub == 32 ? x->bias32 : x->bias16) + s * n_tokens;
-        __m256i sum[TILE_TOKENS];
-        for (int t = 0; t < n_tokens; t++) sum[t] = _mm256_set1_epi32(CODE_BIAS == 0 || has_min ? 0 : bias[t]);
-        for (int k = 0; k < sub / 4; k++, w += 4 * TILE_ROWS, a += 4 * n_tokens) {
-            const __m256i codes = v_load(w);
-            for (int t = 0; t < n_tokens; t++) sum[t] = dot4(sum[t], codes, broadcast4(a + 4 * t), has_min);
-        }
-        const __m256 scale = _mm256_loadu_ps(panel->scales + s * TILE_ROWS);
-        const float *a_scale = x->scales + s * sub / LC_GROUP * n_tokens;
-        for (int t = 0; t < n_tokens; t++)
-            total[t] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum[t]), _mm256_mul_ps(scale, _mm256_set1_ps(a_scale[t])),
-                                       total[t]);
-        if (has_min) {
-            const __m256 min = _mm256_loadu_ps(panel->mins + s * TILE_ROWS);
-            const float *a_sum = (sub == 32 ? x->sums32 : x->sums16) + s * n_tokens;
-            for (int t = 0; t < n_tokens; t++) total[t] = _mm256_fnmadd_ps(min, _mm256_set1_ps(a_sum[t]), total[t]);
-        }
-    }
-    for (int t = 0; t < n_tokens; t++) _mm256_storeu_ps(c + t * ldc, total[t]);
-}
-
-#define DEFINE_TILE(name, sub, has_min)                                                       \
-    static void name(const lc_panel *panel, const lc_q8_block *x, int n, float *c, int ldc) { \
-        switch (x->n_tokens) {                                                                \
-        case 1: tile(panel, x, n, c, ldc, 1, sub, has_min); break;                            \
-        case 2: tile(panel, x, n, c, ldc, 2, sub, has_min); break;                            \
-        case 3: tile(panel, x, n, c, ldc, 3, sub, has_min); break;                            \
-        default: tile(panel, x, n, c, ldc, 4, sub, has_min);                                  \
-        }                                                                                     \
-    }
-DEFINE_TILE(tile_32, 32, 0)
-DEFINE_TILE(tile_16, 16, 0)
-DEFINE_TILE(tile_32_min, 32, 1)
-DEFINE_TILE(tile_16_min, 16, 1)
+#include "tiles.h"
 
 /* --- float types ---------------------------------------------------------------------------------------------- */
 
@@ -354,12 +314,9 @@ void LC_KERNELS(lc_kernels *table) {
     table->isa = LC_ISA_NAME;
     table->tile_rows = TILE_ROWS;
     table->tile_tokens = TILE_TOKENS;
-    table->code_bias = CODE_BIAS;
+    table->code_bias = BIAS_OF(8);
     table->quantize_q8 = quantize_q8;
-    table->tile[0] = tile_32;
-    table->tile[1] = tile_16;
-    table->tile[2] = tile_32_min;
-    table->tile[3] = tile_16_min;
+    USE_TILES
     USE_FORMATS
     USE_PEAKS
     table->dot_f32 = dot_f32;

@@ -1,4 +1,5 @@
-/* AVX-512, with VNNI where the compiler may use it. Tiles hold 16 rows in the lanes of a register and up to 12 tokens. */
+/* AVX-512, with VNNI where the compiler may use it. Tiles hold 16 rows in the lanes of a register and up to 12 tokens,
+ * or 4 without VNNI. */
 #include <immintrin.h>
 #include <math.h>
 #include <string.h>
@@ -6,8 +7,6 @@
 #include "simd_avx512.h"
 #include "block_kernels.h"
 #include "peaks.h"
-
-enum { TILE_TOKENS = 12 };
 
 /* --- q8 ------------------------------------------------------------------------------------------------------- */
 
@@ -45,14 +44,17 @@ static void quantize_q8(const float *x, int n, const lc_q8_block *block, int t) 
         sums_of_halves(both, &low, &high);
         const size_t at = (size_t)g * stride + (size_t)t, at16 = 2 * (size_t)g * stride + (size_t)t;
         block->scales[at] = scale;
-        block->bias32[at] = -CODE_BIAS * (low + high);
-        block->bias16[at16] = -CODE_BIAS * low;
-        block->bias16[at16 + stride] = -CODE_BIAS * high;
+        block->bias32[at] = -LC_CODE_BIAS * (low + high);
+        block->bias16[at16] = -LC_CODE_BIAS * low;
+        block->bias16[at16 + stride] = -LC_CODE_BIAS * high;
         block->sums32[at] = scale * (float)(low + high);
         block->sums16[at16] = scale * (float)low;
         block->sums16[at16 + stride] = scale * (float)high;
     }
 }
+
+#if defined(__AVX512VNNI__)
+enum { TILE_TOKENS = 12 };
 
 /* M(t) for each token of a tile of N. Named variables instead of arrays, which the compiler would keep in memory. */
 #define TOKENS_1(M) M(0)
@@ -69,8 +71,8 @@ static void quantize_q8(const float *x, int n, const lc_q8_block *block, int t) 
 #define TOKENS_12(M) TOKENS_11(M) M(11)
 
 #define LOAD_TOTAL(t) __m512 total##t = _mm512_loadu_ps(c + (t) * ldc);
-#define START_SUM(t) __m512i sum##t = _mm512_set1_epi32(CODE_BIAS == 0 || has_min ? 0 : bias[t]);
-#define ADD_DOT(t) DOT4(sum##t, w, a + 4 * (t), has_min);
+#define START_SUM(t) __m512i sum##t = _mm512_set1_epi32(has_min ? 0 : bias[t]);
+#define ADD_DOT(t) sum##t = add_products(sum##t, w, a + 4 * (t), 8);
 #define ADD_SCALED(t)                                                                                         \
     total##t = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum##t), _mm512_mul_ps(scale, _mm512_set1_ps(a_scale[t])), \
                                total##t);
@@ -85,7 +87,6 @@ static void quantize_q8(const float *x, int n, const lc_q8_block *block, int t) 
         TOKENS_##N(LOAD_TOTAL)                                                                                    \
         for (int s = 0; s < n / sub; s++) {                                                                       \
             const int32_t *bias = (sub == 32 ? x->bias32 : x->bias16) + s * N;                                    \
-            (void)bias;                                                                                           \
             TOKENS_##N(START_SUM)                                                                                 \
             for (int k = 0; k < sub / 4; k++, codes += 4 * TILE_ROWS, a += 4 * N) {                               \
                 const __m512i w = _mm512_loadu_si512(codes);                                                      \
@@ -136,6 +137,12 @@ DEFINE_TILE(tile_32, 32, 0)
 DEFINE_TILE(tile_16, 16, 0)
 DEFINE_TILE(tile_32_min, 32, 1)
 DEFINE_TILE(tile_16_min, 16, 1)
+
+#define USE_TILES lc_use_tiles(table, tile_32, tile_16, tile_32_min, tile_16_min);
+#else
+enum { TILE_TOKENS = 4 };
+#include "tiles.h"
+#endif
 
 /* --- float types ---------------------------------------------------------------------------------------------- */
 
@@ -260,12 +267,9 @@ void LC_KERNELS(lc_kernels *table) {
     table->isa = LC_ISA_NAME;
     table->tile_rows = TILE_ROWS;
     table->tile_tokens = TILE_TOKENS;
-    table->code_bias = CODE_BIAS;
+    table->code_bias = BIAS_OF(8);
     table->quantize_q8 = quantize_q8;
-    table->tile[0] = tile_32;
-    table->tile[1] = tile_16;
-    table->tile[2] = tile_32_min;
-    table->tile[3] = tile_16_min;
+    USE_TILES
     USE_FORMATS
     USE_PEAKS
     table->dot_f32 = dot_f32;

@@ -31,9 +31,9 @@ static void quantize_q8(const float *x, int n, const lc_q8_block *block, int t) 
         const int sum_low = vaddvq_s32(low), sum_high = vaddvq_s32(high);
         const size_t at = (size_t)g * stride + (size_t)t, at16 = 2 * (size_t)g * stride + (size_t)t;
         block->scales[at] = scale;
-        block->bias32[at] = 0;
-        block->bias16[at16] = 0;
-        block->bias16[at16 + stride] = 0;
+        block->bias32[at] = -LC_CODE_BIAS * (sum_low + sum_high);
+        block->bias16[at16] = -LC_CODE_BIAS * sum_low;
+        block->bias16[at16 + stride] = -LC_CODE_BIAS * sum_high;
         block->sums32[at] = scale * (float)(sum_low + sum_high);
         block->sums16[at16] = scale * (float)sum_low;
         block->sums16[at16 + stride] = scale * (float)sum_high;
@@ -51,7 +51,7 @@ INLINE void tile(const lc_panel *panel, const lc_q8_block *x, int n, float *c, i
         for (int t = 0; t < n_tokens; t++) sum[t] = v_set32(0);
         for (int k = 0; k < sub / 4; k++, codes += 4 * TILE_ROWS, a += 4 * n_tokens) {
             const vec w = v_load(codes);
-            for (int t = 0; t < n_tokens; t++) DOT4(sum[t], w, a + 4 * t, has_min);
+            for (int t = 0; t < n_tokens; t++) sum[t] = add_products(sum[t], w, a + 4 * t, 8);
         }
         const fvec scale = f_load(panel->scales + s * TILE_ROWS);
         const float *a_scale = x->scales + s * sub / LC_GROUP * n_tokens;
@@ -195,10 +195,7 @@ void LC_KERNELS(lc_kernels *table) {
     table->tile_rows = TILE_ROWS;
     table->tile_tokens = TILE_TOKENS;
     table->quantize_q8 = quantize_q8;
-    table->tile[0] = tile_32;
-    table->tile[1] = tile_16;
-    table->tile[2] = tile_32_min;
-    table->tile[3] = tile_16_min;
+    lc_use_tiles(table, tile_32, tile_16, tile_32_min, tile_16_min);
     USE_FORMATS
     USE_PEAKS
     table->dot_f32 = dot_f32;

@@ -75,9 +75,6 @@ void LC_KERNELS(lc_kernels *table) {
     table->isa = LC_ISA_NAME;
     table->tile_tokens = TILE_TOKENS;
     table->run_log2 = 3;
-    table->tile[0] = tile_32;
-    table->tile[1] = tile_16;
-    table->tile[2] = tile_32_min;
-    table->tile[3] = tile_16_min;
+    lc_use_tiles(table, tile_32, tile_16, tile_32_min, tile_16_min);
     USE_PEAKS
 }

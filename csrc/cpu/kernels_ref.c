@@ -27,10 +27,10 @@ static void quantize_q8(const float *x, int n, const lc_q8_block *block, int t) 
             lc_q8_codes(block, g * LC_GROUP + i / 4 * 4, t)[i % 4] = code;
         }
         block->scales[g * stride + t] = scale;
-        block->bias32[g * stride + t] = 0;
+        block->bias32[g * stride + t] = -LC_CODE_BIAS * (sums[0] + sums[1]);
         block->sums32[g * stride + t] = scale * (float)(sums[0] + sums[1]);
         for (int h = 0; h < 2; h++) {
-            block->bias16[(2 * g + h) * stride + t] = 0;
+            block->bias16[(2 * g + h) * stride + t] = -LC_CODE_BIAS * sums[h];
             block->sums16[(2 * g + h) * stride + t] = scale * (float)sums[h];
         }
     }
@@ -180,9 +180,7 @@ static const lc_kernels KERNELS = {
     .tile_tokens = TILE_TOKENS,
     .few_tokens = 1,
     .run_log2 = 2,
-    .code_bias = 0,
     .quantize_q8 = quantize_q8,
-    .tile = {tile_32, tile_16, tile_32_min, tile_16_min},
     .dot_f32 = dot_f32,
     .dot_f16 = dot_f16,
     .dot_bf16 = dot_bf16,
@@ -198,4 +196,7 @@ static const lc_kernels KERNELS = {
     .end_step = end_step,
 };
 
-void LC_KERNELS(lc_kernels *table) { *table = KERNELS; }
+void LC_KERNELS(lc_kernels *table) {
+    *table = KERNELS;
+    lc_use_tiles(table, tile_32, tile_16, tile_32_min, tile_16_min);
+}

@@ -143,7 +143,7 @@ static void few_tokens_chunk(const lc_kernels *kernels, const lc_weight *weight,
                         &panel);
             for (int b = 0; b < n_blocks; b++) { /* one, or few of a token each */
                 const lc_q8_block block = lc_q8_block_at(kernels, q8, b), x = lc_q8_block_from(&block, k0);
-                kernels->tile[lc_tile_kind(format)](&panel, &x, n, c + b * LC_CHUNK_ROWS + r, LC_CHUNK_ROWS);
+                kernels->tile[weight->type](&panel, &x, n, c + b * LC_CHUNK_ROWS + r, LC_CHUNK_ROWS);
             }
         }
     }
@@ -154,7 +154,7 @@ static void few_tokens_chunk(const lc_kernels *kernels, const lc_weight *weight,
 static void many_tokens_chunk(const lc_kernels *kernels, const lc_weight *weight, const uint8_t *rows, size_t row_bytes,
                               int n_rows, const lc_activations *q8, const lc_matmul_scratch *scratch, float *c) {
     const lc_format *format = lc_format_of(weight->type);
-    const lc_tile_fn multiply = kernels->tile[lc_tile_kind(format)];
+    const lc_tile_fn multiply = kernels->tile[weight->type];
     const int tile = kernels->tile_rows, n_blocks = blocks_of(kernels, q8);
     for (int k0 = 0; k0 < weight->n_in; k0 += LC_PANEL_ELEMS) {
         const int n = at_most(weight->n_in - k0, LC_PANEL_ELEMS);

@@ -97,7 +97,7 @@ ALONG(q5_1) {
 ALONG(q8_0) {
     enum { BYTES = sizeof(lc_block_q8_0) };
     const vec first = four_lanes(FIELD(q8_0, qs), BYTES), second = four_lanes(FIELD(q8_0, qs) + 16, BYTES);
-    const vec bias = v_set8(CODE_BIAS);
+    const vec bias = v_set8(LC_CODE_BIAS);
     return (quad){v_add8(first, bias), v_add8(second, bias), first, second};
 }
 ALONG(iq4_nl) {
@@ -251,9 +251,9 @@ INLINE void matvec_along(const uint8_t *rows, size_t row_bytes, int n_rows, cons
                          const uint8_t *ahead, float *c, int ldc, const along *f, int n_tokens) {
     const int n_blocks = blocks_of(f), step_bytes = n_blocks * f->bytes, subs = f->elems / f->sub;
     lc_rows row;
-    row_pointers(rows, row_bytes, n_rows, row);
-    float scales[16 * TILE_ROWS], mins[16 * TILE_ROWS];
-    uint8_t rest[TILE_ROWS][4 * 34];
+    row_pointers(rows, row_bytes, 0, n_rows, row);
+    float scales[16 * VEC_ROWS], mins[16 * VEC_ROWS];
+    uint8_t rest[VEC_ROWS][4 * 34];
     fvec total[FEW_TOKENS] = {f_set(0), f_set(0), f_set(0), f_set(0)};
     size_t at = 0, done = 0; /* the same but for the last step, if that is cut short */
     for (int k = 0; k < n; k += elems_of(f), done += (size_t)step_bytes, at += (size_t)step_bytes) {
@@ -261,7 +261,7 @@ INLINE void matvec_along(const uint8_t *rows, size_t row_bytes, int n_rows, cons
         if (n - k < elems_of(f)) { /* fewer than four blocks: beside zeros */
             n_here = (n - k) / f->elems;
             memset(rest, 0, sizeof rest);
-            for (int r = 0; r < TILE_ROWS; r++) row[r] = memcpy(rest[r], row[r] + at, (size_t)(n_here * f->bytes));
+            for (int r = 0; r < VEC_ROWS; r++) row[r] = memcpy(rest[r], row[r] + at, (size_t)(n_here * f->bytes));
             at = 0;
         }
         quad a[FEW_TOKENS];
@@ -274,9 +274,10 @@ INLINE void matvec_along(const uint8_t *rows, size_t row_bytes, int n_rows, cons
             FOR_4(add_up_token, sums, w, a, n_tokens, f, j);
         }
         sink to;
+        to.stride = VEC_ROWS;
         for (int b = 0; b < n_blocks; b++) {
-            to.scales = scales + b * subs * TILE_ROWS;
-            to.mins = mins + b * subs * TILE_ROWS;
+            to.scales = scales + b * subs * VEC_ROWS;
+            to.mins = mins + b * subs * VEC_ROWS;
             f->scales(row, at + (size_t)(b * f->bytes), &to);
         }
         to.scales = scales;

@@ -6,22 +6,20 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "kernel_table.h"
+
 #define INLINE static inline __attribute__((always_inline))
 
-/* AVX-VNNI has one instruction for four products and their sum, of unsigned codes; AVX-512 has it too, encoded otherwise. */
-#if defined(__AVXVNNI__) || (defined(__AVX512VNNI__) && defined(__AVX512VL__))
-enum { TILE_ROWS = 8, CODE_BIAS = 128 };
-#else
-enum { TILE_ROWS = 8, CODE_BIAS = 0 };
-#endif
+enum { VEC_ROWS = 8, TILE_ROWS = 16 };
 
 typedef __m256i vec;
 typedef __m256 fvec;
-typedef const uint8_t *lc_rows[TILE_ROWS];
+typedef const uint8_t *lc_rows[VEC_ROWS];
 
 #define v_and _mm256_and_si256
 #define v_or _mm256_or_si256
 #define v_add8 _mm256_add_epi8
+#define v_add32 _mm256_add_epi32
 #define v_sub32 _mm256_sub_epi32
 #define v_srl16 _mm256_srli_epi16
 #define v_sll16 _mm256_slli_epi16
@@ -48,7 +46,7 @@ typedef const uint8_t *lc_rows[TILE_ROWS];
 #define f_from _mm256_cvtepi32_ps
 
 INLINE void f_store_first(float *p, int n, fvec x) {
-    float all[TILE_ROWS];
+    float all[VEC_ROWS];
     f_store(all, x);
     memcpy(p, all, (size_t)n * sizeof *p);
 }
@@ -59,26 +57,30 @@ INLINE vec broadcast4(const int8_t *p) {
     return v_set32(four);
 }
 
-/* sum += products of 8 rows' next four codes with one token's. Without VNNI: codes of formats with minimums are
- * unsigned; others move their sign to the activation, because the instruction wants one unsigned operand. */
+/* sum += products of 8 rows' next four codes with the four at `four`. AVX-VNNI has one instruction for that, of unsigned
+ * codes; AVX-512 has it too, encoded otherwise. */
+#if defined(__AVXVNNI__) || (defined(__AVX512VNNI__) && defined(__AVX512VL__))
+#include "wide_sums.h"
+#define BIAS_LOG2(bits) 7
+INLINE vec add_products(vec sum, vec w, const int8_t *four, int bits) {
+    (void)bits;
 #if defined(__AVXVNNI__)
-INLINE vec dot4(vec sum, vec w, vec a, int is_unsigned) {
-    (void)is_unsigned;
-    return _mm256_dpbusd_avx_epi32(sum, w, a);
-}
-#elif defined(__AVX512VNNI__) && defined(__AVX512VL__)
-INLINE vec dot4(vec sum, vec w, vec a, int is_unsigned) {
-    (void)is_unsigned;
-    return _mm256_dpbusd_epi32(sum, w, a);
+    return _mm256_dpbusd_avx_epi32(sum, w, broadcast4(four));
+#else
+    return _mm256_dpbusd_epi32(sum, w, broadcast4(four));
+#endif
 }
 #else
-INLINE vec dot4(vec sum, vec w, vec a, int is_unsigned) {
-    const vec pairs = is_unsigned ? _mm256_maddubs_epi16(w, a)
-                                  : _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(a, w));
-    return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+#include "narrow_sums.h"
+INLINE vec add_products(vec sum, vec w, const int8_t *four, int bits) {
+    const vec a = broadcast4(four);
+    const vec pairs = bits < 8 ? _mm256_maddubs_epi16(w, a) : _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(a, w));
+    sum = _mm256_add_epi16(sum, pairs);
+    KEEP_ORDER(sum);
+    return sum;
 }
+INLINE vec widened(vec sum) { return _mm256_madd_epi16(sum, _mm256_set1_epi16(1)); }
 #endif
-#define DOT4(sum, w, four, has_min) sum = dot4(sum, w, broadcast4(four), has_min)
 
 /* Adds `value` to the bytes of v in which `flags` has all of `bits`, of which there is one a byte. */
 INLINE vec add_where(vec v, vec flags, vec bits, vec value) {
@@ -92,11 +94,11 @@ INLINE vec load_every_fourth(const lc_rows row, size_t at, int i) {
     return _mm256_inserti128_si256(_mm256_castsi128_si256(load_16(row[i] + at)), load_16(row[i + 4] + at), 1);
 }
 
-INLINE vec gather(const int32_t v[TILE_ROWS]) {
+INLINE vec gather(const int32_t v[VEC_ROWS]) {
     return _mm256_setr_epi32(v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7]);
 }
 
-INLINE fvec float_halves(const int16_t h[TILE_ROWS]) {
+INLINE fvec float_halves(const int16_t h[VEC_ROWS]) {
     return _mm256_cvtph_ps(_mm_setr_epi16(h[0], h[1], h[2], h[3], h[4], h[5], h[6], h[7]));
 }
 

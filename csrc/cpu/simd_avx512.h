@@ -6,22 +6,20 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "kernel_table.h"
+
 #define INLINE static inline __attribute__((always_inline))
 
-#if defined(__AVX512VNNI__)
-#define READ_ALONG /* see matvec_along.h */
-enum { TILE_ROWS = 16, CODE_BIAS = 128 };
-#else
-enum { TILE_ROWS = 16, CODE_BIAS = 0 };
-#endif
+enum { VEC_ROWS = 16, TILE_ROWS = 16 };
 
 typedef __m512i vec;
 typedef __m512 fvec;
-typedef const uint8_t *lc_rows[TILE_ROWS];
+typedef const uint8_t *lc_rows[VEC_ROWS];
 
 #define v_and _mm512_and_si512
 #define v_or _mm512_or_si512
 #define v_add8 _mm512_add_epi8
+#define v_add32 _mm512_add_epi32
 #define v_sub32 _mm512_sub_epi32
 #define v_srl16(v, n) _mm512_srli_epi16(v, (unsigned)(n))
 #define v_sll16(v, n) _mm512_slli_epi16(v, (unsigned)(n))
@@ -49,24 +47,31 @@ typedef const uint8_t *lc_rows[TILE_ROWS];
 
 INLINE void f_store_first(float *p, int n, fvec x) { _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), x); }
 
-/* sum += 16 rows' next four codes times the four of one token. */
+/* sum += products of 16 rows' next four codes with the four at `four`. */
 #if defined(__AVX512VNNI__)
+#define READ_ALONG /* see matvec_along.h */
+#include "wide_sums.h"
+#define BIAS_LOG2(bits) 7
 /* The instruction broadcasts the token's codes from memory; no intrinsic says that. */
-#define DOT4(sum, w, four, has_min) \
-    __asm__("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(w), "m"(*(const int32_t *)(const void *)(four)))
+INLINE vec add_products(vec sum, vec w, const int8_t *four, int bits) {
+    (void)bits;
+    __asm__("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(w), "m"(*(const int32_t *)(const void *)four));
+    return sum;
+}
 #else
-/* Codes of formats with minimums are unsigned; others move their sign to the token's codes, because the instruction
- * wants one unsigned operand. */
-INLINE vec dot4(vec sum, vec w, const int8_t *four, int is_unsigned) {
+#include "narrow_sums.h"
+INLINE vec add_products(vec sum, vec w, const int8_t *four, int bits) {
     int32_t dword;
     memcpy(&dword, four, 4);
     const vec a = v_set32(dword);
-    const vec pairs = is_unsigned ? _mm512_maddubs_epi16(w, a)
-                                  : _mm512_maddubs_epi16(_mm512_abs_epi8(w),
-                                                         _mm512_mask_sub_epi8(a, _mm512_movepi8_mask(w), v_set32(0), a));
-    return _mm512_add_epi32(sum, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
+    const vec pairs = bits < 8 ? _mm512_maddubs_epi16(w, a)
+                               : _mm512_maddubs_epi16(_mm512_abs_epi8(w),
+                                                      _mm512_mask_sub_epi8(a, _mm512_movepi8_mask(w), v_set32(0), a));
+    sum = _mm512_add_epi16(sum, pairs);
+    KEEP_ORDER(sum);
+    return sum;
 }
-#define DOT4(sum, w, four, has_min) sum = dot4(sum, w, four, has_min)
+INLINE vec widened(vec sum) { return _mm512_madd_epi16(sum, _mm512_set1_epi16(1)); }
 #endif
 
 /* Adds `value` to the bytes of v in which `flags` has any of `bits`. */

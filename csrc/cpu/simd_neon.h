@@ -7,13 +7,15 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "kernel_table.h"
+
 #define INLINE static inline __attribute__((always_inline))
 
-enum { TILE_ROWS = 4, CODE_BIAS = 0 };
+enum { VEC_ROWS = 4, TILE_ROWS = 4 };
 
 typedef int32x4_t vec;
 typedef float32x4_t fvec;
-typedef const uint8_t *lc_rows[TILE_ROWS];
+typedef const uint8_t *lc_rows[VEC_ROWS];
 
 #define AS_8(v) vreinterpretq_s8_s32(v)
 #define AS_U8(v) vreinterpretq_u8_s32(v)
@@ -24,6 +26,7 @@ typedef const uint8_t *lc_rows[TILE_ROWS];
 #define v_and vandq_s32
 #define v_or vorrq_s32
 #define v_add8(a, b) vreinterpretq_s32_s8(vaddq_s8(AS_8(a), AS_8(b)))
+#define v_add32 vaddq_s32
 #define v_sub32 vsubq_s32
 #define v_srl16(v, n) vreinterpretq_s32_u16(vshlq_u16(AS_U16(v), vdupq_n_s16((int16_t)(-(n)))))
 #define v_sll16(v, n) vreinterpretq_s32_u16(vshlq_u16(AS_U16(v), vdupq_n_s16((int16_t)(n))))
@@ -50,7 +53,7 @@ typedef const uint8_t *lc_rows[TILE_ROWS];
 #define f_from vcvtq_f32_s32
 
 INLINE void f_store_first(float *p, int n, fvec x) {
-    float all[TILE_ROWS];
+    float all[VEC_ROWS];
     f_store(all, x);
     memcpy(p, all, (size_t)n * sizeof *p);
 }
@@ -61,16 +64,19 @@ INLINE int8x16_t broadcast4(const int8_t *p) {
     return vreinterpretq_s8_s32(vdupq_n_s32(four));
 }
 
-/* sum += products of 4 rows' next four codes with one token's. */
+/* sum += products of 4 rows' next four codes with the four at `four`, signed all of them. */
+#include "wide_sums.h"
+#define BIAS_LOG2(bits) (-1)
+INLINE vec add_products(vec sum, vec w, const int8_t *four, int bits) {
+    (void)bits;
+    const int8x16_t codes = AS_8(w), a = broadcast4(four);
 #if defined(__ARM_FEATURE_DOTPROD)
-#define DOT4(sum, w, four, is_unsigned) sum = vdotq_s32(sum, AS_8(w), broadcast4(four))
+    return vdotq_s32(sum, codes, a);
 #else
-INLINE vec dot4(vec sum, int8x16_t w, int8x16_t a) {
-    const int16x8_t low = vmull_s8(vget_low_s8(w), vget_low_s8(a)), high = vmull_high_s8(w, a);
+    const int16x8_t low = vmull_s8(vget_low_s8(codes), vget_low_s8(a)), high = vmull_high_s8(codes, a);
     return vpadalq_s16(sum, vpaddq_s16(low, high)); /* two products are at most 2 · 128 · 127 */
-}
-#define DOT4(sum, w, four, is_unsigned) sum = dot4(sum, AS_8(w), broadcast4(four))
 #endif
+}
 
 /* Adds `value` to the bytes of v in which `flags` has any of `bits`. */
 INLINE vec add_where(vec v, vec flags, vec bits, vec value) {
@@ -81,9 +87,9 @@ INLINE vec add_where(vec v, vec flags, vec bits, vec value) {
 /* 16 bytes of row i. */
 INLINE vec load_every_fourth(const lc_rows row, size_t at, int i) { return v_load(row[i] + at); }
 
-INLINE vec gather(const int32_t v[TILE_ROWS]) { return vld1q_s32(v); }
+INLINE vec gather(const int32_t v[VEC_ROWS]) { return vld1q_s32(v); }
 
-INLINE fvec float_halves(const int16_t h[TILE_ROWS]) { return vcvt_f32_f16(vreinterpret_f16_s16(vld1_s16(h))); }
+INLINE fvec float_halves(const int16_t h[VEC_ROWS]) { return vcvt_f32_f16(vreinterpret_f16_s16(vld1_s16(h))); }
 
 /* The half in the low 16 bits of each dword. */
 INLINE fvec halves_of(vec dwords) { return vcvt_f32_f16(vreinterpret_f16_s16(vmovn_s32(dwords))); }

@@ -185,14 +185,14 @@ static void test_forced_isa(const model *m, const char *isa) {
     static float logits[N_LOGITS];
     lc_pool *pool = NULL, *other = NULL;
     CHECK(lc_pool_new(2, isa, &pool) == LC_OK && strcmp(lc_pool_isa(pool), isa) == 0, "%s", isa);
-    counted_tile = pool->table.tile[0];
+    counted_tile = pool->table.tile[LC_TYPE_Q8_0];
     for (int i = 0; i < lc_isa_count(); i++) {
         if (lc_isa_missing(i) != NULL || strcmp(lc_isa_name(i), isa) == 0) continue;
         CHECK(lc_pool_new(1, lc_isa_name(i), &other) == LC_OK, "%s", lc_isa_name(i));
-        CHECK(other->table.tile[0] != counted_tile, "%s and %s share tiles", isa, lc_isa_name(i));
+        CHECK(other->table.tile[LC_TYPE_Q8_0] != counted_tile, "%s and %s share tiles", isa, lc_isa_name(i));
         lc_pool_free(other);
     }
-    pool->table.tile[0] = count_tile;
+    pool->table.tile[LC_TYPE_Q8_0] = count_tile;
     runner r = new_runner(m, pool);
     n_counted = 0;
     CHECK(run_tokens(&r, 0, 10, logits) == LC_OK && n_counted > 0, "%s: %d tiles", isa, (int)n_counted);

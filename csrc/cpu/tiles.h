@@ -1,0 +1,81 @@
+/* Tile kernels for instruction sets with 16 registers, and for those whose products are widened later (narrow_sums.h). Included
+ * after block_kernels.h by a file that has TILE_TOKENS. Registers hold the sums of a group of codes; totals wait in memory,
+ * once a group. */
+#ifndef LC_TILES_H
+#define LC_TILES_H
+
+/* Sums are kept in registers only if every loop over them is. */
+#define UNROLLED _Pragma("GCC unroll 8")
+
+enum { TILE_VECS = TILE_ROWS / VEC_ROWS };
+
+INLINE void tile(const lc_panel *panel, const lc_q8_block *x, int n, float *c, int ldc, int n_tokens, int sub, int has_min,
+                 int bits) {
+    const int fit = steps_that_fit(bits), at_once = fit < sub / 4 ? fit : sub / 4;
+    const vec zero = v_set32(0);
+    const uint8_t *w = panel->codes;
+    const int8_t *a = x->codes;
+    for (int s = 0; s < n / sub; s++) {
+        const int32_t *bias = (sub == 32 ? x->bias32 : x->bias16) + s * n_tokens;
+        vec sum[TILE_TOKENS][TILE_VECS];
+        UNROLLED for (int k = 0; k < sub / 4; k += at_once) {
+            vec part[TILE_TOKENS][TILE_VECS];
+            UNROLLED for (int i = 0; i < at_once; i++, w += 4 * TILE_ROWS, a += 4 * n_tokens) {
+                vec codes[TILE_VECS];
+                for (int v = 0; v < TILE_VECS; v++) codes[v] = v_load(w + 4 * VEC_ROWS * v);
+                for (int t = 0; t < n_tokens; t++)
+                    for (int v = 0; v < TILE_VECS; v++) {
+                        const vec before = i > 0 ? part[t][v] : HAS_WIDE_SUMS ? less_bias_of(bias + t, bits, has_min) : zero;
+                        part[t][v] = add_products(before, codes[v], a + 4 * t, bits);
+                    }
+            }
+            for (int t = 0; t < n_tokens; t++)
+                for (int v = 0; v < TILE_VECS; v++) {
+                    const vec wide = widened(part[t][v]);
+                    sum[t][v] = k == 0 ? wide : v_add32(sum[t][v], wide);
+                    KEEP_ORDER(sum[t][v]);
+                }
+        }
+        const float *a_scale = x->scales + s * sub / LC_GROUP * n_tokens;
+        const float *a_sum = (sub == 32 ? x->sums32 : x->sums16) + s * n_tokens;
+        for (int v = 0; v < TILE_VECS; v++) {
+            const int at = s * TILE_ROWS + v * VEC_ROWS;
+            const fvec scale = f_load(panel->scales + at);
+            for (int t = 0; t < n_tokens; t++) {
+                float *total = c + t * ldc + v * VEC_ROWS;
+                vec d = sum[t][v];
+                if (!HAS_WIDE_SUMS) d = v_add32(d, less_bias_of(bias + t, bits, has_min));
+                fvec y = f_fma(f_from(d), f_mul(scale, f_set(a_scale[t])), f_load(total));
+                if (has_min) y = f_fnma(f_load(panel->mins + at), f_set(a_sum[t]), y);
+                f_store(total, y);
+            }
+        }
+    }
+}
+
+/* tile_SUB_MIN_BITS */
+#define DEFINE_TILE(sub, has_min, bits)                                                                                 \
+    static void tile_##sub##_##has_min##_##bits(const lc_panel *panel, const lc_q8_block *x, int n, float *c, int ldc) { \
+        switch (x->n_tokens) {                                                                                          \
+        case 1: tile(panel, x, n, c, ldc, 1, sub, has_min, bits); break;                                                \
+        case 2: tile(panel, x, n, c, ldc, 2, sub, has_min, bits); break;                                                \
+        case 3: tile(panel, x, n, c, ldc, 3, sub, has_min, bits); break;                                                \
+        default: tile(panel, x, n, c, ldc, 4, sub, has_min, bits);                                                      \
+        }                                                                                                               \
+    }
+DEFINE_TILE(32, 0, 4)
+DEFINE_TILE(32, 0, 5)
+DEFINE_TILE(32, 0, 8)
+DEFINE_TILE(32, 1, 4)
+DEFINE_TILE(32, 1, 5)
+DEFINE_TILE(16, 0, 3)
+DEFINE_TILE(16, 0, 6)
+DEFINE_TILE(16, 0, 8)
+DEFINE_TILE(16, 1, 2)
+
+#define USE_TILE(name, id, elems, sub, has_min, bits) table->tile[LC_TYPE_##id] = tile_##sub##_##has_min##_##bits;
+#define USE_TILES                                                           \
+    lc_use_tiles(table, tile_32_0_8, tile_16_0_8, NULL, NULL); \
+    EACH_FORMAT(USE_TILE)
+
+#endif
