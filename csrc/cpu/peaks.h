@@ -33,10 +33,10 @@ DEFINE_PEAK(peak_int8, INT8_CODE, 128)
 #elif defined(__AVXVNNI__)
 #define INT8_CODE(r) __asm__ volatile("%{vex%} vpdpbusd %%ymm14, %%ymm15, %%ymm" #r ::: "xmm" #r);
 DEFINE_PEAK(peak_int8, INT8_CODE, 64)
-#elif defined(__AVX2__) /* without dot products: multiply, widen, add */
-#define INT8_CODE(r)                                                                                        \
-    __asm__ volatile("vpmaddubsw %%ymm14, %%ymm15, %%ymm13\n\tvpmaddwd %%ymm12, %%ymm13, %%ymm13\n\t"       \
-                     "vpaddd %%ymm13, %%ymm" #r ", %%ymm" #r ::: "xmm13", "xmm" #r);
+#elif defined(__AVX2__) /* without dot products: multiply, add in 16 bits, as codes of few bits allow */
+#define INT8_CODE(r)                                                             \
+    __asm__ volatile("vpmaddubsw %%ymm14, %%ymm15, %%ymm13\n\t"                  \
+                     "vpaddw %%ymm13, %%ymm" #r ", %%ymm" #r ::: "xmm13", "xmm" #r);
 DEFINE_PEAK(peak_int8, INT8_CODE, 64)
 #elif defined(__ARM_FEATURE_MATMUL_INT8)
 #define INT8_CODE(r) __asm__ volatile("smmla v" #r ".4s, v30.16b, v31.16b" ::: "v" #r);
