@@ -18,6 +18,7 @@ typedef int8_t lc_i8;
 typedef uint16_t lc_u16;
 typedef uint32_t lc_u32;
 typedef long long lc_i64;
+typedef unsigned long long lc_u64;
 
 struct alignas(8) int2 { int x, y; };
 struct alignas(8) uint2 { lc_u32 x, y; };

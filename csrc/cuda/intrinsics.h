@@ -26,6 +26,7 @@ typedef signed char lc_i8;
 typedef unsigned short lc_u16;
 typedef unsigned int lc_u32;
 typedef long long lc_i64;
+typedef unsigned long long lc_u64;
 
 LC_DEVICE int lc_thread() { return (int)threadIdx.x; }
 LC_DEVICE int lc_block_x() { return (int)blockIdx.x; }
@@ -38,6 +39,7 @@ LC_DEVICE void lc_sync_block() { __syncthreads(); }
 LC_DEVICE void lc_sync_warp() { __syncwarp(); }
 LC_DEVICE float lc_shuffle_xor(float x, int mask) { return __shfl_xor_sync(0xFFFFFFFFu, x, mask); }
 LC_DEVICE int lc_shuffle_xor(int x, int mask) { return __shfl_xor_sync(0xFFFFFFFFu, x, mask); }
+LC_DEVICE lc_u64 lc_shuffle_xor(lc_u64 x, int mask) { return __shfl_xor_sync(0xFFFFFFFFu, x, mask); }
 
 /* The block's one object of shared memory, at most 48 KiB; 16-byte aligned, contents undefined. */
 template <typename T>

@@ -22,7 +22,7 @@ from localcoder.backends.cuda import compile as kernels
 from localcoder.backends.cuda import driver, emulated
 from localcoder.backends.cuda.backend import CudaBackend
 from localcoder.backends.cuda.cards import Card, Survey, look
-from localcoder.backends.cuda.compile import ALL_MODULES, Module, ModuleStore, module_of, nvrtc_compile
+from localcoder.backends.cuda.compile import ALL_MODULES, PLAIN_MODULES, Module, ModuleStore, module_of, nvrtc_compile
 from localcoder.backends.cuda.device import Launch
 from localcoder.backends.cuda.driver import CardDevice, choose_card
 from localcoder.backends.cuda.emulated import EmulatedDevice
@@ -247,7 +247,7 @@ def test_the_cache_folder_can_be_named(monkeypatch, tmp_path):
 
 def test_kernels_are_in_the_modules_that_launches_look_in():
     folder = kernels.sources_folder()
-    for name in ("lc_rms_norm", "lc_write_kv_f16", "lc_attend_few_f16_1", "lc_combine"):
+    for name in ("lc_rms_norm", "lc_write_kv_f16", "lc_attend_few_f16_1", "lc_combine", "lc_highest"):
         source = (folder / f"{module_of(name, None).source}.cu").read_text(encoding="utf-8")
         assert name.split("_f16")[0] in source
     assert len(ALL_MODULES) == len({module.name for module in ALL_MODULES})
@@ -296,6 +296,7 @@ def test_ready_made_kernels_are_loaded_and_others_compiled(tmp_path, monkeypatch
     assert loaded == [
         ("fatbin", "elementwise", b"fatbin of elementwise"),
         ("cubin", "attention", b"code of attention"),
+        ("cubin", "highest", b"code of highest"),
         ("cubin", "linear-q4_0", b"code of linear-q4_0"),
     ]
 
@@ -314,7 +315,7 @@ def test_a_build_with_nvcc_has_fatbins(tmp_path):
     subprocess.run(["cmake", "-S", root, "-B", build, *options], check=True)
     subprocess.run(["cmake", "--build", build, "--target", "localcoder_fatbins"], check=True)
     found = {path.stem: path.read_bytes() for path in (build / "fatbins").iterdir()}
-    assert set(found) == {"elementwise", "attention", "linear-q4_0"}
+    assert set(found) == {*(module.name for module in PLAIN_MODULES), "linear-q4_0"}
     assert all(code[:4] == b"\x50\xed\x55\xba" for code in found.values())
 
 

@@ -21,6 +21,7 @@ from localcoder.backends.cuda.backend import CudaBackend
 from localcoder.backends.cuda.device import Launch, Memory
 from localcoder.backends.cuda.emulated import EmulatedDevice
 from localcoder.backends.cuda.layout import planes, row_bytes
+from localcoder.backends.highest import MAX_HIGHEST
 from localcoder.backends.program import KVShape, Program, Recorder, RopeTable, Step
 from localcoder.backends.reference import ReferenceBackend
 from localcoder.errors import BackendError
@@ -307,7 +308,7 @@ def test_constants_of_the_kernels_and_their_launches_agree():
     """What plan.py repeats of the sources."""
     sources = "".join(
         (Path(__file__).resolve().parents[2] / "csrc" / "cuda" / name).read_text(encoding="utf-8")
-        for name in ("few.h", "many.h", "attention.cu", "elementwise.cu")
+        for name in ("few.h", "many.h", "attention.cu", "elementwise.cu", "highest.cu")
     )
     for name in (
         "FEW_ROWS",
@@ -319,5 +320,7 @@ def test_constants_of_the_kernels_and_their_launches_agree():
         "TILE",
         "MAX_DIM",
         "ROW_THREADS",
+        "HIGHEST_GROUP",
     ):
         assert f"{name} = {getattr(plan, name)}" in sources
+    assert f"MAX_HIGHEST = {MAX_HIGHEST}" in sources

@@ -12,16 +12,18 @@ from itertools import groupby
 
 from localcoder.backends.c.lowering import Epilogue, Kind, LoweredOp
 from localcoder.backends.cuda.device import Launch
+from localcoder.backends.highest import Wanted
 from localcoder.backends.program import Buffer, KVShape
 from localcoder.quants.spec import QuantTensor, QuantType
 
-# As in csrc/cuda: few.h, many.h, attention.cu, elementwise.cu.
+# As in csrc/cuda: few.h, many.h, attention.cu, elementwise.cu, highest.cu.
 FEW_COLUMNS = (1, 2, 4, 8, 16)
 FEW_ROWS, FEW_WARPS, MAX_WEIGHTS = 2, 4, 3
 MANY_ROWS, MANY_TOKENS, MANY_K = 128, 64, 64
 KEYS, TILE, MAX_DIM = 128, 64, 128
 FEW_HEADS = (1, 4, 8)
 ROW_THREADS = 256
+HIGHEST_GROUP = 4096
 SMALL_BLOCKS, SMALL_THREADS = ("lc_few_", "lc_embed_", "lc_attend_", "lc_combine"), 128
 LONG_RUN = 9  # neighbouring tokens of a sequence from which tiles pay
 
@@ -32,7 +34,7 @@ Q8, NONE = "q8", 0
 class StepSize:
     """All of a step that its launches depend on.
 
-    `n_tiles` is 0 where attention is split over the keys, into `n_splits`.
+    `n_tiles` is 0 where attention is split over the keys, into `n_splits`. `wanted`: of the result's rows.
     """
 
     n_tokens: int
@@ -40,6 +42,7 @@ class StepSize:
     n_entries: int
     n_splits: int
     n_tiles: int
+    wanted: Wanted | None = None
 
 
 @dataclass(frozen=True)
@@ -65,20 +68,34 @@ class Places:
     up: int
     partial: int
     max_sum: int
+    keys: tuple[int, int]
+    highest: int
+
+
+def highest_groups(n: int, k: int) -> list[int]:
+    """How many groups are left of a row of n logits after each launch that takes groups down to their k highest."""
+    groups = [-(-n // HIGHEST_GROUP)]
+    while groups[-1] > 1:
+        groups.append(-(-groups[-1] * k // HIGHEST_GROUP))
+    return groups
 
 
 class Planner:
     """Makes the launches of one step.
 
     Args:
+        result: the program's.
         buffer: address of each buffer.
         weight: address of a matrix in planes.
         vector: address of a float32 vector.
         grid: address of a format's grid, or NONE.
     """
 
-    def __init__(self, ops, kv: KVShape, size: StepSize, places: Places, *, buffer, weight, vector, grid) -> None:  # type: ignore[no-untyped-def]
+    def __init__(  # type: ignore[no-untyped-def]
+        self, ops, result: Buffer, kv: KVShape, size: StepSize, places: Places, *, buffer, weight, vector, grid
+    ) -> None:
         self._ops: list[LoweredOp] = ops
+        self._result = result
         self._kv, self._size, self._places = kv, size, places
         self._buffer, self._weight, self._vector, self._grid = buffer, weight, vector, grid
         self._launches: list[Launch] = []
@@ -96,7 +113,24 @@ class Planner:
                 self._norm(op, fused)
             else:
                 getattr(self, f"_{op.kind.name.lower()}")(op)
+        if self._size.wanted is not None and self._rows(self._result.rows):
+            self._highest(self._result)
         return self._launches
+
+    def _highest(self, logits: Buffer) -> None:
+        """Leaves what is wanted of the result."""
+        wanted, p, x = self._size.wanted, self._places, self._buffer(logits)
+        assert wanted is not None
+        k, rows = wanted.k, self._rows(logits.rows)
+        n_keys = 0
+        for i, n_groups in enumerate(highest_groups(logits.width, k)):
+            target = (NONE, p.highest) if n_groups == 1 else (p.keys[i % 2], NONE)
+            grid, row = (n_groups, rows), (x, logits.width)
+            if i == 0:
+                self._launch("lc_highest", grid, *row, wanted.n_ids, k, n_groups, *target)
+            else:
+                self._launch("lc_highest_again", grid, p.keys[(i - 1) % 2], n_keys, *row, k, n_groups, *target)
+            n_keys = n_groups * k
 
     def _rows(self, rows: str) -> int:
         return self._size.n_tokens if rows == "tokens" else self._size.n_outputs
