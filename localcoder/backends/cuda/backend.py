@@ -66,7 +66,7 @@ class CudaBackend(Backend):
         a_token += sum(_scratch_sizes(ops).values()) + 4 * program.logits.width
         n_head = max((op.n_head for op in ops if op.kind == Kind.ATTEND), default=0)
         splits = -(-len(program.rope.cos) // plan.KEYS)
-        partial = 4 * plan.LONG_RUN * n_head * splits * (program.kv.head_dim + 2)
+        partial = 4 * min(max_tokens, plan.SPLIT_TOKENS) * n_head * splits * (program.kv.head_dim + 2)
         record = 4 * (6 * max_tokens + 4 * n_pages)
         n_vocab, k = program.logits.width, min(program.logits.width, MAX_HIGHEST)
         found = min(max_tokens, _HIGHEST_ROWS) * (8 * k + sum(_keys_sizes(n_vocab, k)))
@@ -337,7 +337,7 @@ class CudaExecutable(Executable):
         breaks = np.flatnonzero((np.diff(step.sequences) != 0) | (np.diff(step.positions) != 1)) + 1
         starts = np.concatenate([[0], breaks])
         lengths = np.diff(np.concatenate([starts, [len(step.tokens)]]))
-        if lengths.max() < plan.LONG_RUN:
+        if lengths.max() < plan.LONG_RUN or self._kv.shape.head_dim > plan.TILE_DIMS[-1]:
             return np.empty((0, 2), np.int32)
         tiles = [
             (at, min(plan.TILE, start + length - at))
@@ -355,7 +355,7 @@ class CudaExecutable(Executable):
         for i, array in enumerate(arrays):
             record[i * most : i * most + len(array)] = array
         record[6 * most :] = step.page_table.reshape(-1)
-        few = 0 if size.n_tiles else size.n_tokens * self._n_head * size.n_splits
+        few = 0 if size.n_tiles else min(size.n_tokens, plan.SPLIT_TOKENS) * self._n_head * size.n_splits
         dim = self._kv.shape.head_dim
         width = self._result.width
         k = size.wanted.k if size.wanted else 0
@@ -418,12 +418,12 @@ class CudaExecutable(Executable):
 
 
 def _scratch_sizes(ops: list[LoweredOp]) -> dict[str, int]:
-    """Bytes a token of rounded activations, and of the halves of a gate, for the widest op."""
+    """Bytes a token of activations, rounded or in parts, and of a gate and its `up`, for the widest op."""
     linears = [op for op in ops if op.kind in (Kind.LINEAR, Kind.QUANTIZE)]
     width = max((op.width for op in linears), default=0)
     padded = -(-width // plan.MANY_K) * plan.MANY_K
     gate = max((op.weights[0].shape[0] for op in linears if len(op.weights) == 2 and op.epilogue == 2), default=0)
-    sizes = {"codes": width, "meta": width // 32 * 8, "halves": 4 * padded, "factors": 4, "gate": 4 * gate}
+    sizes = {"codes": width, "meta": width // 32 * 8, "parts": 4 * padded, "factors": 4, "gate": 4 * gate}
     return {**sizes, "up": sizes["gate"]}
 
 

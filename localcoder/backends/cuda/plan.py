@@ -20,12 +20,14 @@ from localcoder.quants.spec import QuantTensor, QuantType
 FEW_COLUMNS = (1, 2, 4, 8, 16)
 FEW_ROWS, FEW_WARPS, MAX_WEIGHTS = 2, 4, 3
 MANY_ROWS, MANY_TOKENS, MANY_K = 128, 64, 64
-KEYS, TILE, MAX_DIM = 128, 64, 128
+KEYS, TILE, MAX_DIM = 128, 64, 256
+SPLIT_DIMS, TILE_DIMS = (128, 256), (64, 128)  # head_dim up to which there are kernels
 FEW_HEADS = (1, 4, 8)
 ROW_THREADS = 256
 HIGHEST_GROUP = 4096
 SMALL_BLOCKS, SMALL_THREADS = ("lc_few_", "lc_embed_", "lc_attend_", "lc_combine"), 128
 LONG_RUN = 9  # neighbouring tokens of a sequence from which tiles pay
+SPLIT_TOKENS = 16  # whose attention is split at once: their partial results need room
 
 Q8, NONE = "q8", 0
 
@@ -62,7 +64,7 @@ class Places:
     layer_bytes: int
     codes: int
     meta: int
-    halves: int
+    parts: int
     factors: int
     gate: int
     up: int
@@ -99,7 +101,7 @@ class Planner:
         self._kv, self._size, self._places = kv, size, places
         self._buffer, self._weight, self._vector, self._grid = buffer, weight, vector, grid
         self._launches: list[Launch] = []
-        self._halved: Buffer | None = None  # what `halves` holds
+        self._in_parts: tuple[Buffer, bool] | None = None  # what `parts` holds, and whether as bf16
 
     def plan(self) -> list[Launch]:
         fused = False
@@ -194,27 +196,33 @@ class Planner:
         p = self._places
         return p.k + layer * p.layer_bytes, p.v + layer * p.layer_bytes
 
-    def _sequence_arguments(self) -> tuple[int, ...]:
+    def _sequence_arguments(self, first: int = 0) -> tuple[int, ...]:
+        """From token `first` on."""
         p, kv = self._places, self._kv
         shape = (self._size.n_entries, kv.page_size, kv.n_head_kv, kv.head_dim)
-        return (p.positions, p.sequences, p.page_table, *shape)
+        return (p.positions + 4 * first, p.sequences + 4 * first, p.page_table, *shape)
 
     def _attend(self, op: LoweredOp) -> None:
         assert op.x is not None
         p, kv, size = self._places, self._kv, self._size
         q, out = self._buffer(op.x), self._buffer(op.out[0])
-        common = (q, *self._layer(op.layer), *self._sequence_arguments(), op.n_head)
         if size.n_tiles:
-            dim = 64 if kv.head_dim <= 64 else MAX_DIM
+            common = (q, *self._layer(op.layer), *self._sequence_arguments(), op.n_head)
+            dim = next(d for d in TILE_DIMS if d >= kv.head_dim)
             self._launch(f"lc_attend_many_{kv.kv_type}_{dim}", (size.n_tiles, op.n_head), *common, p.tiles, out)
             return
         group = op.n_head // kv.n_head_kv
         heads = next((h for h in FEW_HEADS if h >= group), FEW_HEADS[-1])
-        grid = (size.n_splits, kv.n_head_kv * -(-group // heads), size.n_tokens)
-        kernel = f"lc_attend_few_{kv.kv_type}_{heads}"
-        self._launch(kernel, grid, *common, size.n_splits, p.partial, p.max_sum)
-        arguments = (p.partial, p.max_sum, p.positions, op.n_head, size.n_splits, kv.head_dim, out)
-        self._launch("lc_combine", (op.n_head, size.n_tokens), *arguments)
+        dim = next(d for d in SPLIT_DIMS if d >= kv.head_dim)
+        kernel = f"lc_attend_few_{kv.kv_type}_{heads}_{dim}"
+        row = 4 * op.n_head * kv.head_dim
+        for t in range(0, size.n_tokens, SPLIT_TOKENS):
+            n = min(SPLIT_TOKENS, size.n_tokens - t)
+            common = (q + t * row, *self._layer(op.layer), *self._sequence_arguments(t), op.n_head)
+            grid = (size.n_splits, kv.n_head_kv * -(-group // heads), n)
+            self._launch(kernel, grid, *common, size.n_splits, p.partial, p.max_sum)
+            arguments = (p.partial, p.max_sum, p.positions + 4 * t, op.n_head, size.n_splits, kv.head_dim)
+            self._launch("lc_combine", (op.n_head, n), *arguments, out + t * row)
 
     def _elementwise(self, kernel: str, a: int, b: int, out: int, n: int) -> None:
         self._launch(kernel, (-(-n // ROW_THREADS),), a, b, out, n)
@@ -295,11 +303,13 @@ class Planner:
         p, qtype = self._places, weight.qtype
         inputs = (p.codes, p.meta, NONE, NONE)
         if qtype.activation != Q8:
-            inputs = (NONE, NONE, p.halves, p.factors)
-            if self._halved != op.x:
+            inputs = (NONE, NONE, p.parts, p.factors)
+            as_bf16 = qtype.name == "bf16"
+            if self._in_parts != (op.x, as_bf16):
                 padded = -(-op.width // MANY_K) * MANY_K
-                self._launch("lc_to_half", (n,), self._buffer(op.x), n, op.width, padded, p.halves, p.factors)
-                self._halved = op.x
+                target = (p.parts, p.factors, int(as_bf16))
+                self._launch("lc_to_parts", (n,), self._buffer(op.x), n, op.width, padded, *target)
+                self._in_parts = (op.x, as_bf16)
         n_out = weight.shape[0]
         arguments = (*inputs, self._grid(qtype), op.width, n, self._weight(weight), n_out, out, residual, int(epilogue))
         grid = (-(-n_out // MANY_ROWS), -(-n // MANY_TOKENS))
