@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from localcoder.backends.base import Backend, Executable, KVStore
 from localcoder.backends.c.lowering import Kind, LoweredOp, assign_slots, lower
 from localcoder.backends.cuda import plan
-from localcoder.backends.cuda.device import Device, Launch, Memory
+from localcoder.backends.cuda.device import Device, Launch, Memory, Room
 from localcoder.backends.cuda.layout import row_bytes
 from localcoder.backends.cuda.plan import NONE, Places, Planner, StepSize
 from localcoder.backends.highest import MAX_HIGHEST, Candidates, Wanted
@@ -71,7 +71,7 @@ class CudaBackend(Backend):
         n_vocab, k = program.logits.width, min(program.logits.width, MAX_HIGHEST)
         found = min(max_tokens, _HIGHEST_ROWS) * (8 * k + sum(_keys_sizes(n_vocab, k)))
         work = max_tokens * a_token + partial + record + found
-        return weights + staging + sum(vectors.values()) + tables + cache + _Room.grown(work)
+        return weights + staging + sum(vectors.values()) + tables + cache + Room.grown(work)
 
     def new_kv_store(self, shape: KVShape, n_pages: int) -> KVStore:
         _check_cache(shape)
@@ -213,37 +213,6 @@ class DeviceKVStore(KVStore):
             self.v.write(pair[1], at)
 
 
-class _Room:
-    """Memory that grows when more is asked for than ever before."""
-
-    def __init__(self, device: Device) -> None:
-        self._device = device
-        self.memory: Memory | None = None
-
-    @property
-    def in_use(self) -> Memory:
-        """What was reserved."""
-        assert self.memory is not None
-        return self.memory
-
-    def free(self) -> None:
-        if self.memory is not None:
-            self.memory.free()
-
-    @staticmethod
-    def grown(n_bytes: int) -> int:
-        """What is taken where `n_bytes` are asked for."""
-        return -(-max(n_bytes, 1) * 5 // 4)
-
-    def reserve(self, n_bytes: int) -> bool:
-        """Makes room for `n_bytes`; whether the address has changed."""
-        if self.memory is not None and self.memory.n_bytes >= n_bytes:
-            return False
-        self.free()
-        self.memory = Memory(self._device, self.grown(n_bytes))
-        return True
-
-
 class CudaExecutable(Executable):
     def __init__(self, backend: CudaBackend, program: Program, kv: DeviceKVStore, max_tokens: int) -> None:
         self._backend, self._kv, self._max_tokens = backend, kv, max_tokens
@@ -267,8 +236,8 @@ class CudaExecutable(Executable):
         self._scratch = {
             name: Memory(device, max(max_tokens * size, 1)) for name, size in _scratch_sizes(self._ops).items()
         }
-        self._logits, self._step, self._partial = _Room(device), _Room(device), _Room(device)
-        self._keys, self._highest = (_Room(device), _Room(device)), _Room(device)
+        self._logits, self._step, self._partial = Room(device), Room(device), Room(device)
+        self._keys, self._highest = (Room(device), Room(device)), Room(device)
         self._plans: dict[StepSize, object] = {}
         self._n_head = max((op.n_head for op in self._ops if op.kind == Kind.ATTEND), default=0)
 
@@ -292,6 +261,10 @@ class CudaExecutable(Executable):
         if self._closed:
             raise BackendError("this program was closed")
         self._check(step)
+        with _explained():
+            return self._replay_checked(step, wanted)
+
+    def _replay_checked(self, step: Step, wanted: Wanted | None) -> int:
         tiles = self._tiles(step)
         size = StepSize(
             n_tokens=len(step.tokens),
@@ -362,8 +335,10 @@ class CudaExecutable(Executable):
         rooms = [(self._step, record.nbytes), (self._logits, 4 * n_rows * width), (self._partial, 4 * few * (dim + 2))]
         rooms += [(self._highest, 8 * n_rows * k)]
         rooms += [(room, n_rows * n_bytes) for room, n_bytes in zip(self._keys, _keys_sizes(width, k))]
-        if any([room.reserve(n_bytes) for room, n_bytes in rooms]):
-            self._plans.clear()
+        if not all(room.has(n_bytes) for room, n_bytes in rooms):
+            self._plans.clear()  # they know the addresses
+            for room, n_bytes in rooms:
+                room.reserve(n_bytes)
         self._step.in_use.write(record)
         base, scratch = self._step.in_use.address, self._scratch
         return Places(
@@ -433,7 +408,7 @@ def _keys_sizes(n: int, k: int) -> tuple[int, int]:
     return max(left[::2], default=0), max(left[1::2], default=0)
 
 
-def _read(room: _Room, data: NDArray[Any]) -> NDArray[Any]:
+def _read(room: Room, data: NDArray[Any]) -> NDArray[Any]:
     if data.size:
         room.in_use.read(data)
     return data
