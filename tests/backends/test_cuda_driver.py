@@ -240,7 +240,7 @@ def test_the_cache_folder_can_be_named(monkeypatch, tmp_path):
 
 def test_kernels_are_in_the_modules_that_launches_look_in():
     folder = kernels.sources_folder()
-    for name in ("lc_rms_norm", "lc_write_kv_f16", "lc_attend_few_f16_1", "lc_combine", "lc_highest"):
+    for name in ("lc_rms_norm", "lc_write_kv_f16", "lc_attend_few_f16_1", "lc_combine", "lc_highest", "lc_peak_f16"):
         source = (folder / f"{module_of(name, None).source}.cu").read_text(encoding="utf-8")
         assert name.split("_f16")[0] in source
     assert len(ALL_MODULES) == len({module.name for module in ALL_MODULES})
@@ -308,7 +308,7 @@ def test_a_build_with_nvcc_has_fatbins(tmp_path):
     subprocess.run(["cmake", "-S", root, "-B", build, *options], check=True)
     subprocess.run(["cmake", "--build", build, "--target", "localcoder_fatbins"], check=True)
     found = {path.stem: path.read_bytes() for path in (build / "fatbins").iterdir()}
-    assert set(found) == {*(module.name for module in PLAIN_MODULES), "linear-q4_0"}
+    assert set(found) == {*(module.name for module in PLAIN_MODULES), "peak", "linear-q4_0"}
     assert all(code[:4] == b"\x50\xed\x55\xba" for code in found.values())
 
 

@@ -129,6 +129,21 @@ def test_a_model_runs_through_the_driver_layer(tmp_path):
     assert card.replays == 5
 
 
+def test_a_growing_context_is_recorded_now_and_then(tmp_path, monkeypatch):
+    """What is recorded for a step serves the next ones: recording takes as long as several steps."""
+    recorded = []
+    complete = FakeBuilder.complete
+    monkeypatch.setattr(FakeBuilder, "complete", lambda self: recorded.append(len(self.launches)) or complete(self))
+    path = write_tiny_model(tmp_path / "tiny.gguf", n_ctx=4096, n_embd=16, n_ff=32, n_head=1, n_head_kv=1, n_layer=1)
+    engine = Engine(GGUFFile.open(path), backend_on(FakeCard(), tmp_path), n_ctx=4096)
+    sequence = engine.new_sequence()
+    for _ in range(65):
+        engine.evaluate([Chunk(sequence, np.arange(1, dtype=np.int32))])
+        sequence.reserve(62)
+        sequence.n_past += 62
+    assert len(recorded) <= 20
+
+
 @pytest.mark.parametrize("module", ["elementwise", "attention", "linear-f32"])
 def test_kernels_that_do_not_compile_show_before_the_first_step(tmp_path, module):
     class Broken(Compiler):

@@ -65,9 +65,9 @@ class CudaBackend(Backend):
         a_token = 4 * sum(widths) + 4 * sum(op.width for op in ops if op.kind == Kind.INPUT)
         a_token += sum(_scratch_sizes(ops).values()) + 4 * program.logits.width
         n_head = max((op.n_head for op in ops if op.kind == Kind.ATTEND), default=0)
-        splits = -(-len(program.rope.cos) // plan.KEYS)
+        splits = plan.rounded_up(-(-len(program.rope.cos) // plan.KEYS))
         partial = 4 * min(max_tokens, plan.SPLIT_TOKENS) * n_head * splits * (program.kv.head_dim + 2)
-        record = 4 * (6 * max_tokens + 4 * n_pages)
+        record = 4 * (6 * max_tokens + 4 * plan.rounded_up(n_pages))
         n_vocab, k = program.logits.width, min(program.logits.width, MAX_HIGHEST)
         found = min(max_tokens, _HIGHEST_ROWS) * (8 * k + sum(_keys_sizes(n_vocab, k)))
         work = max_tokens * a_token + partial + record + found
@@ -269,8 +269,8 @@ class CudaExecutable(Executable):
         size = StepSize(
             n_tokens=len(step.tokens),
             n_outputs=len(step.outputs),
-            n_entries=step.page_table.shape[1],
-            n_splits=0 if len(tiles) else int(step.positions.max()) // plan.KEYS + 1,
+            n_entries=plan.rounded_up(step.page_table.shape[1]),
+            n_splits=0 if len(tiles) else plan.rounded_up(int(step.positions.max()) // plan.KEYS + 1),
             n_tiles=len(tiles),
             wanted=wanted,
         )
@@ -323,11 +323,12 @@ class CudaExecutable(Executable):
     def _write_step(self, step: Step, tiles: NDArray[np.int32], size: StepSize, n_rows: int) -> Places:
         """Puts the step's arrays on the device and makes room for its results."""
         most = self._max_tokens
-        record = np.zeros(6 * most + step.page_table.size, np.int32)
+        n_sequences, n_entries = step.page_table.shape
+        record = np.zeros(6 * most + n_sequences * size.n_entries, np.int32)
         arrays = (step.tokens, step.positions, step.sequences, step.outputs, tiles.reshape(-1))
         for i, array in enumerate(arrays):
             record[i * most : i * most + len(array)] = array
-        record[6 * most :] = step.page_table.reshape(-1)
+        record[6 * most :].reshape(n_sequences, size.n_entries)[:, :n_entries] = step.page_table
         few = 0 if size.n_tiles else min(size.n_tokens, plan.SPLIT_TOKENS) * self._n_head * size.n_splits
         dim = self._kv.shape.head_dim
         width = self._result.width

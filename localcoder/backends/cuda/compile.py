@@ -43,14 +43,14 @@ class Module:
 
 
 PLAIN_MODULES = (Module("elementwise"), Module("attention"), Module("highest"))
-ALL_MODULES = (*PLAIN_MODULES, *(Module("linear", qtype) for qtype in ALL))
+ALL_MODULES = (*PLAIN_MODULES, Module("peak"), *(Module("linear", qtype) for qtype in ALL))
 
 
 def module_of(kernel: str, weight: QuantType | None) -> Module:
     """The module that has this kernel."""
     if weight is not None:
         return Module("linear", weight)
-    prefixes = {"lc_attend": "attention", "lc_combine": "attention", "lc_highest": "highest"}
+    prefixes = {"lc_attend": "attention", "lc_combine": "attention", "lc_highest": "highest", "lc_peak": "peak"}
     return Module(next((source for prefix, source in prefixes.items() if kernel.startswith(prefix)), "elementwise"))
 
 

@@ -36,7 +36,8 @@ Q8, NONE = "q8", 0
 class StepSize:
     """All of a step that its launches depend on.
 
-    `n_tiles` is 0 where attention is split over the keys, into `n_splits`. `wanted`: of the result's rows.
+    `n_entries` and `n_splits` are `rounded_up`. `n_tiles` is 0 where attention is split over the keys, into `n_splits`.
+    `wanted`: of the result's rows.
     """
 
     n_tokens: int
@@ -72,6 +73,12 @@ class Places:
     max_sum: int
     keys: tuple[int, int]
     highest: int
+
+
+def rounded_up(n: int) -> int:
+    """To one of few sizes, four an octave, so that steps of a growing context share a plan."""
+    size = 1 << max(n.bit_length() - 3, 0)
+    return -(-n // size) * size
 
 
 def highest_groups(n: int, k: int) -> list[int]:
