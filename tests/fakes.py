@@ -8,6 +8,7 @@ from types import MappingProxyType
 import numpy as np
 
 from localcoder.backends.base import HostKVStore
+from localcoder.backends.highest import Candidates, Wanted, wanted_of
 from localcoder.backends.program import KVShape
 from localcoder.errors import ContextLengthError
 from localcoder.model.engine import Chunk
@@ -51,6 +52,9 @@ class CountingEngine:
         for row, token in zip(logits, wanted.tolist()):
             row[self.following.get(token, (token + 1) % self.n_vocab)] = 5.0
         return logits
+
+    def evaluate_highest(self, chunks: Sequence[Chunk], wanted: Wanted) -> list[Candidates]:
+        return [wanted_of(row, wanted) for row in self.evaluate(chunks)]
 
     @property
     def n_evaluated(self) -> int:

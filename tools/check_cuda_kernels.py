@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from localcoder.backends.cuda.compile import ALL_MODULES, ARCHITECTURES, Module, nvrtc_compile
 from localcoder.quants import ALL, by_name
 
-HOT = ("lc_few_", "lc_many_", "lc_attend_", "lc_combine")  # where the time of a step goes
+HOT = ("lc_few_", "lc_many_", "lc_attend_", "lc_combine", "lc_highest")  # where the time of a step goes
 
 _KERNEL = re.compile(
     r"Compiling entry function '(?P<name>\w+)'.*?"

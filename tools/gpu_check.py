@@ -1,40 +1,49 @@
 """Checks a card: are its results right, what can it do at most, and how near to that do decode and prefill come.
 
-    python tools/gpu_check.py [--device cuda:0] [--parts correctness,roofline,speed] [--shapes 1.3b,6.7b,33b]
-        [--types q4_0,q4_k_m,q6_k,q8_0,f16] [--out tools/results]
+    python tools/gpu_check.py [--minutes 9] [--device cuda:0] [--parts correctness,highest,roofline,decode,prefill]
+        [--shapes 1.3b,6.7b,33b] [--types q4_k_m,q8_0,q4_0,q6_k,f16] [--out tools/results] [--again]
 
-Weights are random blocks and exist once in main memory, however many layers there are: nothing large travels. Results
-go to --out as JSON, named after the card, and are printed as a table. `--device cuda-emulated --shapes tiny` tries this
-program where there is no card.
+Weights are random blocks and exist once in main memory, however many layers there are: nothing large travels. Each
+result is in --out at once, as JSON and as a table, named after the card. A check that fails, even one that takes the
+card's context or the process with it, is noted, and the next one starts in a process of its own. After --minutes no
+other check is started; the same command then goes on with those that are left, and --again repeats the failed ones.
+`--device cuda-emulated --shapes tiny` tries this program where there is no card.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import platform
+import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from gpu_report import PARTS, Check, Report, Result, shown
 
 from localcoder.backends.base import Backend, Executable
+from localcoder.backends.c import CBackend
+from localcoder.backends.c import availability as c_availability
 from localcoder.backends.cuda.backend import CudaBackend
-from localcoder.backends.cuda.device import Memory
+from localcoder.backends.cuda.device import Launch, Memory
+from localcoder.backends.highest import Wanted, wanted_of
 from localcoder.backends.placement import CardsBackend
 from localcoder.backends.program import KVShape, Program, Recorder, RopeTable, Step
 from localcoder.backends.reference import ReferenceBackend
 from localcoder.backends.select import open_backend
+from localcoder.errors import LocalcoderError
 from localcoder.quants import ALL, QuantTensor, QuantType, by_name
 from localcoder.quants.spec import Bytes, Float32
 
 PAGE = 64
-DECODE_BATCHES, DECODE_DEPTHS = (1, 2, 4, 8), (0, 8192)
+RESTART = 3  # how a process ends after a check that failed: what comes next needs a fresh one
+MOST_RESTARTS = 40
+DECODE_BATCHES = {0: (1, 2, 4, 8, 16), 8192: (1, 2, 4, 8), 16320: (1,)}  # by depth
 PREFILL_LENGTHS = (128, 512, 2048, 8192)
 UBATCH = 2048
 TOLERANCE = 1e-3
@@ -148,29 +157,60 @@ def all_logits(backend: Backend, program: Program, lengths: list[int], n_sequenc
     return np.concatenate(results)
 
 
-def correctness(backend: CudaBackend) -> Iterator[dict[str, Any]]:
-    shape = Shape(2, 256, 512, 4, 2, 320, 64)
-    cases = [(qtype.name, "f16", [21, 1, 3], 1) for qtype in ALL]
-    cases += [(name, kv, [70, 1, 9], 3) for name in ("f16", "q8_0", "q4_k_m") for kv in ("f16", "q8_0")]
-    cases += [("q4_k_m", "f16", [512, 300, 1, 1], 1)]
-    for types, kv_type, lengths, n_sequences in cases:
-        program, _ = record(shape, types, sum(lengths), kv_type)
-        expected = all_logits(ReferenceBackend(), program, lengths, n_sequences)
-        result = all_logits(backend, program, lengths, n_sequences)
-        errors = np.abs(result - expected) / np.abs(expected).max()
-        rounded = kv_type != "f16" or by_name(MIXED.get(types, (types,))[0]).activation == "q8"
-        worst = np.unravel_index(int(np.argmax(np.where(np.isnan(errors), np.inf, errors))), errors.shape)
-        yield {
-            "part": "correctness",
-            "types": types,
-            "kv_type": kv_type,
-            "lengths": lengths,
-            "sequences": n_sequences,
-            "max_error": float(errors.max()),
-            "median_error": float(np.median(errors.max(axis=1))),
-            "worst": [int(i) for i in worst],
-            "ok": bool(errors.max() <= (ROUNDED_TOLERANCE if rounded else TOLERANCE)),
-        }
+def correctness_checks(backend: CudaBackend) -> Iterator[Check]:
+    """Logits of small models, against the CPU's kernels."""
+    cases = [(qtype.name, "f16", [21, 1, 3], 1, 64, 2) for qtype in ALL]
+    cases += [(name, kv, [70, 1, 9], 3, 64, 2) for name in ("f16", "q8_0", "q4_k_m") for kv in ("f16", "q8_0")]
+    cases += [("q4_k_m", "f16", [512, 300, 1, 1], 1, 64, 2)]
+    cases += [("f16", "f16", [40, 1], 1, dim, n_kv) for dim in (32, 80, 128, 192, 256) for n_kv in (1, 4)]
+    for case in cases:
+        types, kv_type, lengths, n_sequences, dim, n_kv = case
+        name = f"{types} kv {kv_type} {n_sequences} x {lengths} heads of {dim} over {n_kv}"
+        yield Check("correctness", name, partial(compare, backend, *case))
+
+
+def compare(
+    backend: CudaBackend, types: str, kv_type: str, lengths: list[int], n_sequences: int, head_dim: int, n_head_kv: int
+) -> Iterator[Result]:
+    program, _ = record(Shape(2, 256, 512, 4, n_head_kv, 320, head_dim), types, sum(lengths), kv_type)
+    cpu: Backend = CBackend(os.cpu_count() or 1) if c_availability() is None else ReferenceBackend()
+    expected = all_logits(cpu, program, lengths, n_sequences)
+    result = all_logits(backend, program, lengths, n_sequences)
+    errors = np.abs(result - expected) / np.abs(expected).max()
+    rounded = kv_type != "f16" or by_name(MIXED.get(types, (types,))[0]).activation == "q8"
+    worst = np.unravel_index(int(np.argmax(np.where(np.isnan(errors), np.inf, errors))), errors.shape)
+    yield {
+        "max_error": float(errors.max()),
+        "median_error": float(np.median(errors.max(axis=1))),
+        "worst": [int(i) for i in worst],
+        "ok": bool(errors.max() <= (ROUNDED_TOLERANCE if rounded else TOLERANCE)),
+    }
+
+
+def rows_program(width: int, n: int) -> Program:
+    """A program whose logits are its input."""
+    ops = Recorder()
+    table = np.zeros((n, 1), np.float32)
+    logits = ops.add(ops.input(width), ops.input(width))
+    return ops.finish(logits, KVShape(1, 1, 2, PAGE), RopeTable(table, table))
+
+
+def highest(backend: CudaBackend, width: int, seconds: float) -> Iterator[Result]:
+    """The highest logits: are they the right ones, and what do they cost beside a copy of the whole row."""
+    n = 4
+    rows = np.round(np.random.default_rng(width).standard_normal((n, width)), 2).astype(np.float32)
+    rows[3, width // 2] = np.nan
+    executable = compiled(backend, rows_program(width, n), n, 1, n)
+    step = step_of(n, 0, 1, "all")
+    step = replace(step, inputs=(rows, np.zeros_like(rows)))
+    whole = median_seconds(partial(executable.run, step), seconds)
+    for k in (1, 40, 512):
+        wanted = Wanted(k, width - 7)
+        found = executable.run_highest(step, wanted)
+        same = [np.array_equal(a.ids, wanted_of(row, wanted).ids) for a, row in zip(found, rows)]
+        took = median_seconds(partial(executable.run_highest, step, wanted), seconds)
+        yield {"k": k, "ms": 1e3 * took, "whole_rows_ms": 1e3 * whole, "ok": all(same)}
+    executable.close()
 
 
 # --- fast? -----------------------------------------------------------------------------------------------------------
@@ -188,9 +228,10 @@ def median_seconds(run: Callable[[], object], seconds: float) -> float:
     return float(np.median(times))
 
 
-def roofline(backend: CudaBackend, n_bytes: int) -> Iterator[dict[str, Any]]:
-    """GB/s read and written by a copy on the card; Tflop/s of a bf16 product where torch can use the card."""
-    device = backend.device
+def roofline(backend: CudaBackend, quick: bool) -> Iterator[Result]:
+    """GB/s read and written by a copy on the card; tera-operations per second of mma.sync alone, and of a large bf16
+    product where torch can use the card."""
+    device, n_bytes = backend.device, 1 << (20 if quick else 30)
     source, target, word = Memory(device, n_bytes), Memory(device, n_bytes), np.zeros(1, np.uint8)
 
     def copies() -> None:
@@ -198,50 +239,66 @@ def roofline(backend: CudaBackend, n_bytes: int) -> Iterator[dict[str, Any]]:
             device.copy(source.address, target.address, n_bytes)
         target.read(word)
 
-    rate = 16 * n_bytes / median_seconds(copies, 1) / 1e9
-    source.free(), target.free()
-    matrix = None
+    result: Result = {"copy_gb_per_s": 16 * n_bytes / median_seconds(copies, 0 if quick else 1) / 1e9}
+    source.free()
+    n_blocks, rounds = (1, 2) if quick else (4096, 4096)
+    for kind, operations in (("f16", 4096), ("bf16", 4096), ("s8", 8192)):
+
+        def products(kind: str = kind) -> None:
+            device.launch(Launch(f"lc_peak_{kind}", (n_blocks, 1, 1), 256, (rounds, target.address)))
+            target.read(word)
+
+        took = median_seconds(products, 0 if quick else 1)
+        result[f"mma_{kind}_tera_per_s"] = n_blocks * 8 * 8 * rounds * operations / took / 1e12
+    target.free()
+    yield {**result, "bf16_tflop_per_s": torch_rate() or result["mma_bf16_tera_per_s"]}
+
+
+def torch_rate() -> float | None:
+    """Tflop/s of torch's bf16 product."""
     try:
         import torch
-
-        if torch.cuda.is_available():
-            a = torch.randn(8192, 8192, dtype=torch.bfloat16, device="cuda")
-
-            def product() -> None:
-                for _ in range(4):
-                    a @ a
-                torch.cuda.synchronize()
-
-            matrix = 4 * 2 * 8192**3 / median_seconds(product, 2) / 1e12
     except ImportError:
-        pass
-    yield {"part": "roofline", "copy_gb_per_s": rate, "bf16_tflop_per_s": matrix}
+        return None
+    if not torch.cuda.is_available():
+        return None
+    a = torch.randn(8192, 8192, dtype=torch.bfloat16, device="cuda")
+
+    def product() -> None:
+        for _ in range(4):
+            a @ a
+        torch.cuda.synchronize()
+
+    return 4 * 2 * 8192**3 / median_seconds(product, 2) / 1e12
 
 
-def speed(backend: CudaBackend, name: str, types: str, quick: bool, limits: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    shape = SHAPES[name]
-    batches, depths = ((1, 2), (0, 128)) if quick else (DECODE_BATCHES, DECODE_DEPTHS)
-    lengths = (20,) if quick else PREFILL_LENGTHS
-    n_ctx = max(*lengths, max(depths) + 1)
-    program, n_bytes = record(shape, types, n_ctx, "f16")
-    for depth in depths:
+def decode(backend: CudaBackend, shape: Shape, types: str, quick: bool, limits: Result) -> Iterator[Result]:
+    batches = {0: (1, 2), 128: (1,)} if quick else DECODE_BATCHES
+    program, n_bytes = record(shape, types, max(batches) + 1, "f16")
+    for depth, sizes in batches.items():
         kv_bytes = 4 * shape.n_layer * shape.n_head_kv * shape.head_dim * (depth + 1)
-        executable = compiled(backend, program, depth + 1, max(batches), max(batches))
-        for n in batches:
-            took = median_seconds(partial(executable.run, step_of(1, depth, n)), 0 if quick else 1)
+        executable = compiled(backend, program, depth + 1, max(sizes), max(sizes))
+        for n in sizes:
+            step = step_of(1, depth, n)
+            whole = median_seconds(partial(executable.run, step), 0 if quick else 1)
+            greedy = partial(executable.run_highest, step, Wanted(1, shape.n_vocab))
+            took = median_seconds(greedy, 0 if quick else 1)
             rate = (n_bytes + n * kv_bytes) / took / 1e9
             yield {
-                "part": "decode",
-                "shape": name,
-                "types": types,
                 "batch": n,
                 "depth": depth,
                 "tokens_per_s": n / took,
+                "with_all_logits": n / whole,
                 "gb_per_s": rate,
                 "of_limit": rate / limits["copy_gb_per_s"] if limits else None,
             }
         executable.close()
-    executable = compiled(backend, program, n_ctx, 1, min(UBATCH, max(lengths)))
+
+
+def prefill(backend: CudaBackend, shape: Shape, types: str, quick: bool, limits: Result) -> Iterator[Result]:
+    lengths = (20,) if quick else PREFILL_LENGTHS
+    program, _ = record(shape, types, max(lengths), "f16")
+    executable = compiled(backend, program, max(lengths), 1, min(UBATCH, max(lengths)))
     weights = sum(
         op.weight.shape[0] * op.weight.shape[1]
         for op in program.ops
@@ -249,70 +306,112 @@ def speed(backend: CudaBackend, name: str, types: str, quick: bool, limits: dict
     )
     for n in lengths:
 
-        def prefill(n: int = n) -> None:
+        def whole(n: int = n) -> None:
             for start in range(0, n, UBATCH):
                 executable.run(step_of(min(UBATCH, n - start), start))
 
-        took = median_seconds(prefill, 0 if quick else 2)
+        took = median_seconds(whole, 0 if quick else 2)
         rate = 2 * weights * n / took / 1e12
         limit = limits.get("bf16_tflop_per_s")
-        yield {
-            "part": "prefill",
-            "shape": name,
-            "types": types,
-            "tokens": n,
-            "tokens_per_s": n / took,
-            "tflop_per_s": rate,
-            "of_limit": rate / limit if limit else None,
-        }
+        of_limit = rate / limit if limit else None
+        yield {"tokens": n, "tokens_per_s": n / took, "tflop_per_s": rate, "of_limit": of_limit}
     executable.close()
 
 
-def line(result: dict[str, Any]) -> str:
-    def shown(value: Any) -> str:
-        return f"{value:.4g}" if isinstance(value, float) else "-" if value is None else str(value)
+# --- the plan -----------------------------------------------------------------------------------
 
-    return "  ".join(f"{key}={shown(value)}" for key, value in result.items() if key != "part")
+
+def plan(backend: CudaBackend, options: argparse.Namespace, limits: Callable[[], Result]) -> Iterator[Check]:
+    quick = options.shapes == "tiny"
+    yield from correctness_checks(backend)
+    for width in (5000,) if quick else (32256, 102400):
+        yield Check("highest", f"of {width}", partial(highest, backend, width, 0 if quick else 1))
+    yield Check("roofline", "limits", partial(roofline, backend, quick))
+    for name in options.shapes.split(","):
+        for types in options.types.split(","):
+            for part, run in (("decode", decode), ("prefill", prefill)):
+
+                def measure(run: Any = run, name: str = name, types: str = types) -> Iterator[Result]:
+                    return run(backend, SHAPES[name], types, quick, limits())
+
+                yield Check(part, f"{name} {types}", measure)
+
+
+def run_checks(options: argparse.Namespace) -> int:
+    """Those that are wanted and not done, until the time is over or one fails."""
+    end = time.monotonic() + 60 * options.minutes
+    cards = open_backend(options.device)
+    if not isinstance(cards, CardsBackend):
+        raise LocalcoderError(f"{options.device} is no card whose kernels are in csrc/cuda")
+    report = Report(cards.card(0).description, options.out)
+    if options.again:
+        report.forget_failed()
+
+    def limits() -> Result:
+        return next((r for r in report.results if r["part"] == "roofline" and "error" not in r), {})
+
+    wanted = [check for check in plan(cards.card(0), options, limits) if check.part in options.parts.split(",")]
+    left = [check for check in wanted if check.key not in report.done]
+    while left and time.monotonic() < end:
+        check = left.pop(0)
+        report.starts(check)
+        failure: Result | None = None
+        try:
+            for result in check.run():
+                report.add(check.part, check.name, result)
+                facts = "  ".join(f"{key}={shown(value)}" for key, value in result.items())
+                print(f"{check.part:<12} {check.name}  {facts}", flush=True)
+        except Exception as e:
+            failure = {"error": f"{type(e).__name__}: {' '.join(str(e).split())[:300]}"}
+        report.ends()
+        if failure is not None:
+            report.add(check.part, check.name, failure)
+            print(f"{check.part:<12} {check.name}  {failure['error']}", flush=True)
+            return RESTART
+    n_failed = len(report.failed)
+    print(f"{len(report.results)} results, {n_failed} wrong, {len(left)} checks left; {report.path}")
+    return int(n_failed > 0)
 
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--parts", default="correctness,roofline,speed")
+    parser.add_argument("--parts", default=",".join(PARTS))
     parser.add_argument("--shapes", default="1.3b,6.7b,33b")
-    parser.add_argument("--types", default="q4_0,q4_k_m,q6_k,q8_0,f16")
+    parser.add_argument("--types", default="q4_k_m,q8_0,q4_0,q6_k,f16")
     parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent / "results")
+    parser.add_argument("--minutes", type=float, default=9, help="after which no other check starts")
+    parser.add_argument("--again", action="store_true", help="also what failed before")
+    parser.add_argument("--in-this-process", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
-    parts, shapes = options.parts.split(","), options.shapes.split(",")
-    quick = shapes == ["tiny"]
-    cards = open_backend(options.device)
-    assert isinstance(cards, CardsBackend)
-    backend = cards.card(0)
-    results: list[dict[str, Any]] = []
-    limits: dict[str, Any] = {}
-
-    def take(found: Iterator[dict[str, Any]]) -> None:
-        for result in found:
-            results.append(result)
-            print(f"{result['part']:<12} {line(result)}", flush=True)
-
-    if "correctness" in parts:
-        take(correctness(backend))
-    if "roofline" in parts:
-        take(roofline(backend, 1 << (20 if quick else 30)))
-        limits = results[-1]
-    if "speed" in parts:
-        for name in shapes:
-            for types in options.types.split(","):
-                take(speed(backend, name, types, quick, limits))
-    failed = [result for result in results if result.get("ok") is False]
-    facts = {"device": backend.description, "system": platform.platform(), "date": time.strftime("%Y-%m-%d")}
-    options.out.mkdir(parents=True, exist_ok=True)
-    label = "".join(c if c.isalnum() else "-" for c in backend.description.split(",")[0].lower())
-    path = options.out / f"gpu-{label}-{facts['date']}.json"
-    path.write_text(json.dumps({**facts, "results": results}, indent=1) + "\n", encoding="utf-8")
-    print(f"{len(results)} results, {len(failed)} wrong; {path}")
-    return int(bool(failed))
+    known = {"part": PARTS, "shape": SHAPES, "type": [*MIXED, *(qtype.name for qtype in ALL)]}
+    for (what, names), text in zip(known.items(), (options.parts, options.shapes, options.types)):
+        for name in text.split(","):
+            if name not in names:
+                parser.error(f"{name!r} is no {what}; known: {', '.join(names)}")
+    if options.in_this_process:
+        try:
+            return run_checks(options)
+        except LocalcoderError as e:
+            print(f"gpu_check: {e}", file=sys.stderr)
+            return 2
+    end = time.monotonic() + 60 * options.minutes
+    status, first = RESTART, True
+    for _ in range(MOST_RESTARTS):
+        minutes = max((end - time.monotonic()) / 60, 0)
+        again = [argument for argument in arguments if first or argument != "--again"]
+        command = [
+            sys.executable,
+            str(Path(__file__).resolve()),
+            *again,
+            "--minutes",
+            str(minutes),
+            "--in-this-process",
+        ]
+        status, first = subprocess.run(command, check=False).returncode, False
+        if status in (0, 1, 2):
+            break
+    return status
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 /* Causal attention over the paged KV cache: split over the keys for few tokens (flash-decoding), tiled over tokens on
- * tensor cores for many (flash attention). head_dim is at most 128. */
+ * tensor cores for many (flash attention). head_dim is at most 256; beyond 128, split only: tiles of so wide heads fit
+ * neither in shared memory nor in registers. */
 #include "intrinsics.h"
 
-enum { MAX_DIM = 128, KEYS = 128, DIM_LANES = MAX_DIM / 8, FEW_THREADS = 128, FEW_WARPS = FEW_THREADS / 32 };
+enum { MAX_DIM = 256, KEYS = 128, FEW_THREADS = 128, FEW_WARPS = FEW_THREADS / 32 };
 #define MINUS_INFINITY lc_bits_to_float(0xFF800000u)
 #define LOG2_E 1.4426950408889634f
 
@@ -54,18 +55,18 @@ struct CacheQ8 {
 /* --- few tokens --------------------------------------------------------------------------------------------------------- */
 /* A block computes one token, HEADS query heads that share a KV head, over 128 positions; so a long context fills the
  * card even for one token, and grouped heads read their keys once. Limit: reading the cache; 16 lanes take a row of 128
- * values in 16-byte pieces, 8 rows are in flight a block. lc_combine joins the pieces. The cut into 128 positions is
+ * values (32 lanes, of 256) in 16-byte pieces, 8 (4) rows are in flight a block. lc_combine joins the pieces. The cut into 128 positions is
  * fixed, so results do not depend on what else is in the step. */
 
-template <int HEADS>
+template <int HEADS, int DIM>
 struct FewScores {
     float score[HEADS][KEYS];
-    float sum[FEW_WARPS][HEADS][MAX_DIM];
+    float sum[FEW_WARPS][HEADS][DIM];
 };
 
 /* Scores in shared memory become weights exp(score - max); returns nothing but writes (max, sum) of each head. */
-template <int HEADS>
-LC_DEVICE void soften(FewScores<HEADS> &shared, int n_heads, int n_keys, float *max_sum, lc_i64 stride) {
+template <int HEADS, int DIM>
+LC_DEVICE void soften(FewScores<HEADS, DIM> &shared, int n_heads, int n_keys, float *max_sum, lc_i64 stride) {
     for (int h = lc_warp(); h < HEADS; h += FEW_WARPS) {
         float x[KEYS / 32], most = MINUS_INFINITY, sum = 0;
         LC_UNROLL for (int i = 0; i < KEYS / 32; i++) {
@@ -89,7 +90,7 @@ LC_DEVICE void soften(FewScores<HEADS> &shared, int n_heads, int n_keys, float *
 
 /* Grid: splits, KV heads x pieces of their group, tokens. out: [token, head, split, head_dim] sums; max_sum: [token, head,
  * split, 2]. */
-template <class KV, int HEADS>
+template <class KV, int HEADS, int DIM>
 LC_DEVICE void attend_few(const float *q, const Cache &c, const int *positions, const int *sequences, int n_head,
                           int n_splits, float *out, float *max_sum) {
     const int split = lc_block_x(), t = lc_block_z(), position = positions[t], sequence = sequences[t];
@@ -98,8 +99,9 @@ LC_DEVICE void attend_few(const float *q, const Cache &c, const int *positions, 
     const int head0 = head_kv * group + in_group, n_heads = group - in_group < HEADS ? group - in_group : HEADS;
     const int key0 = split * KEYS, left = position + 1 - key0, n_keys = left < KEYS ? left : KEYS;
     if (n_keys <= 0) return;
-    FewScores<HEADS> &shared = lc_shared<FewScores<HEADS>>();
-    const int d = lc_lane() % DIM_LANES * 8, row = lc_thread() / DIM_LANES; /* 8 rows at once */
+    enum { DIM_LANES = DIM / 8 };
+    FewScores<HEADS, DIM> &shared = lc_shared<FewScores<HEADS, DIM>>();
+    const int d = lc_lane() % DIM_LANES * 8, row = lc_thread() / DIM_LANES; /* 8 or 4 rows at once */
     const float scale = lc_inverse_sqrt((float)c.head_dim);
 
     float x[HEADS][8];
@@ -120,7 +122,7 @@ LC_DEVICE void attend_few(const float *q, const Cache &c, const int *positions, 
     }
     lc_sync_block();
     const lc_i64 at = ((lc_i64)t * n_head + head0) * n_splits + split;
-    soften<HEADS>(shared, n_heads, n_keys, max_sum + 2 * at, 2 * (lc_i64)n_splits);
+    soften<HEADS, DIM>(shared, n_heads, n_keys, max_sum + 2 * at, 2 * (lc_i64)n_splits);
     lc_sync_block();
 
     float sum[HEADS][8];
@@ -133,7 +135,8 @@ LC_DEVICE void attend_few(const float *q, const Cache &c, const int *positions, 
     }
     lc_sync_warp(); /* lanes leave the loop at different times */
     LC_UNROLL for (int h = 0; h < HEADS; h++) LC_UNROLL for (int i = 0; i < 8; i++) {
-        const float both = sum[h][i] + lc_shuffle_xor(sum[h][i], DIM_LANES);
+        float both = sum[h][i];
+        if (DIM_LANES < 32) both += lc_shuffle_xor(both, DIM_LANES & 31);
         if (lc_lane() < DIM_LANES) shared.sum[lc_warp()][h][d + i] = both;
     }
     lc_sync_block();
@@ -145,20 +148,26 @@ LC_DEVICE void attend_few(const float *q, const Cache &c, const int *positions, 
     }
 }
 
-#define LC_ATTEND_FEW(kv, KV, heads)                                                                              \
-    LC_KERNEL(lc_attend_few_##kv##_##heads, FEW_THREADS, 1,                                                       \
+#define LC_ATTEND_FEW(kv, KV, heads, dim)                                                                         \
+    LC_KERNEL(lc_attend_few_##kv##_##heads##_##dim, FEW_THREADS, 1,                                               \
               (const float *q, const lc_u8 *k, const lc_u8 *v, const int *positions, const int *sequences,        \
                const int *page_table, lc_i64 n_entries, lc_i64 page_size, lc_i64 n_head_kv, lc_i64 head_dim,      \
                lc_i64 n_head, lc_i64 n_splits, float *out, float *max_sum)) {                                     \
         const Cache c = {k, v, page_table, (int)n_entries, (int)page_size, (int)n_head_kv, (int)head_dim};        \
-        attend_few<KV, heads>(q, c, positions, sequences, (int)n_head, (int)n_splits, out, max_sum);              \
+        attend_few<KV, heads, dim>(q, c, positions, sequences, (int)n_head, (int)n_splits, out, max_sum);         \
     }
-LC_ATTEND_FEW(f16, CacheF16, 1)
-LC_ATTEND_FEW(f16, CacheF16, 4)
-LC_ATTEND_FEW(f16, CacheF16, 8)
-LC_ATTEND_FEW(q8_0, CacheQ8, 1)
-LC_ATTEND_FEW(q8_0, CacheQ8, 4)
-LC_ATTEND_FEW(q8_0, CacheQ8, 8)
+LC_ATTEND_FEW(f16, CacheF16, 1, 128)
+LC_ATTEND_FEW(f16, CacheF16, 4, 128)
+LC_ATTEND_FEW(f16, CacheF16, 8, 128)
+LC_ATTEND_FEW(f16, CacheF16, 1, 256)
+LC_ATTEND_FEW(f16, CacheF16, 4, 256)
+LC_ATTEND_FEW(f16, CacheF16, 8, 256)
+LC_ATTEND_FEW(q8_0, CacheQ8, 1, 128)
+LC_ATTEND_FEW(q8_0, CacheQ8, 4, 128)
+LC_ATTEND_FEW(q8_0, CacheQ8, 8, 128)
+LC_ATTEND_FEW(q8_0, CacheQ8, 1, 256)
+LC_ATTEND_FEW(q8_0, CacheQ8, 4, 256)
+LC_ATTEND_FEW(q8_0, CacheQ8, 8, 256)
 
 /* out [token, n_head * head_dim] = the splits of each head joined. Grid: heads, tokens. 4 warps take every fourth split. */
 LC_KERNEL(lc_combine, FEW_THREADS, 1,
@@ -192,13 +201,14 @@ LC_KERNEL(lc_combine, FEW_THREADS, 1,
     if (lc_lane() == 0) parts.weight[lc_warp()] = weight;
     LC_UNROLL for (int i = 0; i < MAX_DIM / 32; i++) parts.sum[lc_warp()][32 * i + lc_lane()] = sum[i];
     lc_sync_block();
-    if (lc_thread() >= d) return;
-    float total = 0, weights = 0;
-    LC_UNROLL for (int w = 0; w < FEW_WARPS; w++) {
-        total += parts.sum[w][lc_thread()];
-        weights += parts.weight[w];
+    for (int e = lc_thread(); e < d; e += FEW_THREADS) {
+        float total = 0, weights = 0;
+        LC_UNROLL for (int w = 0; w < FEW_WARPS; w++) {
+            total += parts.sum[w][e];
+            weights += parts.weight[w];
+        }
+        out[head * d + e] = total / weights;
     }
-    out[head * d + lc_thread()] = total / weights;
 }
 
 /* --- many tokens -------------------------------------------------------------------------------------------------------- */

@@ -8,7 +8,9 @@
  *   OFFSET      value = scale · (code - OFFSET) - min
  *   HAS_MINS    whether min is ever other than 0
  *   IS_Q8       whether activations are rounded to q8
- *   IS_RAW, IS_HALF   whether it has no blocks; whether its values are exact as halves (bf16: those above 2^-17)
+ *   IS_RAW      whether it has no blocks
+ *   Part        what its values are multiplied as on tensor cores where activations are not rounded: AsHalf or AsBf16
+ *   IS_EXACT    whether one Part is all of a value (of bf16 as halves: of those above 2^-17)
  *   decode      unit number `u` of a row
  *
  * Unit u begins at value 32u (GAP 16), or at 64 (u / 2) + 16 (u % 2) (GAP 32), so two units in a row cover 64 values. */
@@ -143,7 +145,8 @@ LC_DEVICE void put_shifted(Unit &unit, int g, const lc_i8 *grid, int index, bool
 
 #define LC_FORMAT(name, block, sub, gap, offset, has_mins, is_q8)                                                     \
     struct Format_##name : Planes<LC_PLANES_##name> {                                                                 \
-        enum { IS_RAW = 0, IS_HALF = 0, BLOCK = block, SUB = sub, GAP = gap, OFFSET = offset, HAS_MINS = has_mins, IS_Q8 = is_q8 }; \
+        typedef AsHalf Part;                                                                                          \
+        enum { IS_RAW = 0, IS_EXACT = 0, BLOCK = block, SUB = sub, GAP = gap, OFFSET = offset, HAS_MINS = has_mins, IS_Q8 = is_q8 }; \
         LC_MEMBER void decode(const lc_u8 *row, int n, int u, const lc_i8 *grid, Unit &unit);                         \
     };                                                                                                                \
     LC_DEFINE_MEMBER void Format_##name::decode(const lc_u8 *row, int n, int u, const lc_i8 *grid, Unit &unit)
@@ -443,7 +446,8 @@ struct RawFormat {
 
 /* value: one, of any alignment. load8: eight, of which the first is 16-byte aligned. */
 struct Format_f32 : RawFormat, Planes<LC_PLANES_f32> {
-    enum { BYTES = 4, IS_HALF = 0 };
+    typedef AsHalf Part;
+    enum { BYTES = 4, IS_EXACT = 0 };
     LC_MEMBER float value(const lc_u8 *p) { return lc_load<float>(p); }
     LC_MEMBER void load8(const lc_u8 *p, float (&v)[8]) {
         const float4 a = lc_load<float4>(p), b = lc_load<float4>(p + 16);
@@ -460,15 +464,21 @@ LC_DEVICE void load8_of_16_bits(const lc_u8 *p, float (&v)[8]) {
 }
 
 struct Format_f16 : RawFormat, Planes<LC_PLANES_f16> {
-    enum { BYTES = 2, IS_HALF = 1 };
+    typedef AsHalf Part;
+    enum { BYTES = 2, IS_EXACT = 1 };
     LC_MEMBER float from_bits(lc_u16 bits) { return lc_half_to_float(bits); }
     LC_MEMBER float value(const lc_u8 *p) { return from_bits(lc_load<lc_u16>(p)); }
     LC_MEMBER void load8(const lc_u8 *p, float (&v)[8]) { load8_of_16_bits<Format_f16>(p, v); }
 };
 
 struct Format_bf16 : RawFormat, Planes<LC_PLANES_bf16> {
-    enum { BYTES = 2, IS_HALF = 1 };
-    LC_MEMBER float from_bits(lc_u16 bits) { return lc_bits_to_float((lc_u32)bits << 16); }
+#if LC_HAS_BF16
+    typedef AsBf16 Part;
+#else
+    typedef AsHalf Part;
+#endif
+    enum { BYTES = 2, IS_EXACT = 1 };
+    LC_MEMBER float from_bits(lc_u16 bits) { return lc_bf16_to_float(bits); }
     LC_MEMBER float value(const lc_u8 *p) { return from_bits(lc_load<lc_u16>(p)); }
     LC_MEMBER void load8(const lc_u8 *p, float (&v)[8]) { load8_of_16_bits<Format_bf16>(p, v); }
 };

@@ -30,23 +30,55 @@ LC_DEVICE void quantize_group(float x, lc_u8 *codes, uint2 *meta) {
     }
 }
 
+/* A sum with what rounding left of it: about 48 bits, of float operations alone. */
+struct LongSum {
+    float high, low;
+};
+LC_DEVICE LongSum long_add(LongSum a, LongSum b) {
+    const float high = a.high + b.high, back = high - a.high;
+    const float rest = (a.high - (high - back)) + (b.high - back);
+    const LongSum sum = {high, (a.low + b.low) + rest};
+    return sum;
+}
+
+/* 1 / sqrt(sum / n + eps), rounded once: what the CPU's kernels compute in double. */
+LC_DEVICE float norm_factor(LongSum sum, float n, float eps) {
+    const float mean = sum.high / n;
+    const LongSum exact = {mean, (lc_fma(-mean, n, sum.high) + sum.low) / n}, more = {eps, 0};
+    const LongSum v = long_add(exact, more);
+    const float high = v.high + v.low, low = v.low - (high - v.high);
+    const float r = lc_inverse_sqrt(high), square = lc_mul(r, r);
+    float error = lc_fma(-high, square, 1.0f); /* 1 - v r², a Newton step makes up for it */
+    error = lc_fma(-high, lc_fma(r, r, -square), error);
+    error = lc_fma(-low, square, error);
+    return lc_fma(r, lc_mul(0.5f, error), r);
+}
+
 /* out = x / sqrt(mean(x²) + eps) · weight, a block a row. out, or codes and meta, may be NULL. eps: bits of a float. */
 LC_KERNEL(lc_rms_norm, ROW_THREADS, 1,
           (const float *x, const float *weight, lc_i64 eps, lc_i64 width, float *out, lc_u8 *codes, uint2 *meta)) {
     struct Sums {
-        float of[ROW_THREADS / 32];
+        LongSum of[ROW_THREADS / 32];
     };
     Sums &sums = lc_shared<Sums>();
     const int n = (int)width;
     const lc_i64 row = (lc_i64)lc_block_x() * n;
-    float sum = 0;
-    for (int i = lc_thread(); i < n; i += ROW_THREADS) sum = lc_fma(x[row + i], x[row + i], sum);
-    sum = lc_warp_sum(sum);
+    LongSum sum = {0, 0};
+    for (int i = lc_thread(); i < n; i += ROW_THREADS) {
+        const float v = x[row + i], square = lc_mul(v, v);
+        const LongSum exact = {square, lc_fma(v, v, -square)};
+        sum = long_add(sum, exact);
+    }
+    lc_sync_warp(); /* lanes leave the loop at different times */
+    LC_UNROLL for (int mask = 16; mask > 0; mask >>= 1) {
+        const LongSum other = {lc_shuffle_xor(sum.high, mask), lc_shuffle_xor(sum.low, mask)};
+        sum = long_add(sum, other);
+    }
     if (lc_lane() == 0) sums.of[lc_warp()] = sum;
     lc_sync_block();
-    sum = 0;
-    LC_UNROLL for (int i = 0; i < ROW_THREADS / 32; i++) sum += sums.of[i];
-    const float factor = lc_inverse_sqrt(sum / (float)n + lc_bits_to_float((lc_u32)eps));
+    sum = sums.of[0];
+    LC_UNROLL for (int i = 1; i < ROW_THREADS / 32; i++) sum = long_add(sum, sums.of[i]);
+    const float factor = norm_factor(sum, (float)n, lc_bits_to_float((lc_u32)eps));
     for (int i = lc_thread(); i < n; i += ROW_THREADS) { /* whole warps where there are codes */
         const float y = lc_mul(lc_mul(x[row + i], factor), weight[i]);
         if (out) out[row + i] = y;
@@ -61,10 +93,18 @@ LC_KERNEL(lc_quantize, ROW_THREADS, 1, (const float *x, lc_i64 width, lc_u8 *cod
         quantize_group(x[row + i], codes + row + i - lc_lane(), meta + (row + i) / Q8_GROUP);
 }
 
-/* x [rows, width], a block a row -> two halves a value, [2, rows, padded], their sum x times a power of two, the rest
- * zero; and the power of two to multiply results by. */
-LC_KERNEL(lc_to_half, ROW_THREADS, 1,
-          (const float *x, lc_i64 rows, lc_i64 width, lc_i64 padded, lc_u16 *out, float *scales)) {
+/* Two 16-bit parts whose sum is v, at `to` and `stride` behind it. */
+template <class Part>
+LC_DEVICE void store_parts(float v, lc_u16 *to, lc_i64 stride) {
+    const lc_u16 high = Part::of(v);
+    to[0] = high;
+    to[stride] = Part::of(v - Part::value(high));
+}
+
+/* x [rows, width], a block a row -> two parts a value, [2, rows, padded], their sum x times a power of two, the rest
+ * zero; and the power of two to multiply results by. Parts are halves, or where as_bf16 and the card has it, bf16. */
+LC_KERNEL(lc_to_parts, ROW_THREADS, 1,
+          (const float *x, lc_i64 rows, lc_i64 width, lc_i64 padded, lc_u16 *out, float *scales, lc_i64 as_bf16)) {
     struct Extremes {
         float of[ROW_THREADS / 32];
     };
@@ -84,9 +124,11 @@ LC_KERNEL(lc_to_half, ROW_THREADS, 1,
     const float down = lc_bits_to_float((lc_u32)(254 - exponent) << 23); /* makes the largest 1 to 2 */
     for (int i = lc_thread(); i < (int)padded; i += ROW_THREADS) {
         const float v = i < (int)width ? x[row * width + i] * down : 0.0f;
-        const lc_u16 high = lc_float_to_half(v);
-        out[row * padded + i] = high;
-        out[(rows + row) * padded + i] = lc_float_to_half(v - lc_half_to_float(high));
+        lc_u16 *to = out + row * padded + i;
+        if (LC_HAS_BF16 && as_bf16)
+            store_parts<AsBf16>(v, to, rows * padded);
+        else
+            store_parts<AsHalf>(v, to, rows * padded);
     }
     if (lc_thread() == 0) scales[row] = lc_bits_to_float((lc_u32)exponent << 23);
 }
@@ -116,8 +158,8 @@ LC_KERNEL(lc_rope, ROW_THREADS, 1,
     for (int i = lc_thread(); i < n_pairs; i += ROW_THREADS) {
         const float c = cosines[angle + i % half], s = sines[angle + i % half];
         const float even = x[row + 2 * i], odd = x[row + 2 * i + 1];
-        out[row + 2 * i] = lc_mul(even, c) - lc_mul(odd, s);
-        out[row + 2 * i + 1] = lc_mul(even, s) + lc_mul(odd, c);
+        out[row + 2 * i] = lc_fma(even, c, -lc_mul(odd, s)); /* as the CPU's */
+        out[row + 2 * i + 1] = lc_fma(odd, c, lc_mul(even, s));
     }
 }
 

@@ -18,6 +18,7 @@ typedef int8_t lc_i8;
 typedef uint16_t lc_u16;
 typedef uint32_t lc_u32;
 typedef long long lc_i64;
+typedef unsigned long long lc_u64;
 
 struct alignas(8) int2 { int x, y; };
 struct alignas(8) uint2 { lc_u32 x, y; };
@@ -150,8 +151,7 @@ LC_DEVICE lc_u16 lc_float_to_half(float x) {
 LC_DEVICE float lc_fma(float a, float b, float c) { return fmaf(a, b, c); }
 LC_DEVICE float lc_mul(float a, float b) { return a * b; }
 LC_DEVICE float lc_exp2(float x) { return exp2f(x); }
-LC_DEVICE float lc_exp(float x) { return expf(x); }
-LC_DEVICE float lc_inverse_sqrt(float x) { return 1.0f / sqrtf(x); }
+LC_DEVICE float lc_square_root(float x) { return sqrtf(x); }
 LC_DEVICE int lc_round(float x) { return (int)lrintf(x); }
 LC_DEVICE float lc_abs(float x) { return fabsf(x); }
 LC_DEVICE bool lc_is_finite(float x) { return (lc_float_to_bits(x) & 0x7F800000u) != 0x7F800000u; }
@@ -191,6 +191,10 @@ LC_DEVICE float lc_emulated_dot_f16(lc_u32 a, lc_u32 b, float c) {
     c += lc_half_to_float((lc_u16)a) * lc_half_to_float((lc_u16)b);
     return c + lc_half_to_float((lc_u16)(a >> 16)) * lc_half_to_float((lc_u16)(b >> 16));
 }
+LC_DEVICE float lc_emulated_dot_bf16(lc_u32 a, lc_u32 b, float c) {
+    c += lc_bits_to_float(a << 16) * lc_bits_to_float(b << 16);
+    return c + lc_bits_to_float(a & 0xFFFF0000u) * lc_bits_to_float(b & 0xFFFF0000u);
+}
 LC_DEVICE void lc_mma_s8_k16(int (&c)[4], int a0, int a1, int b, int line = __builtin_LINE()) {
     const lc_emulated_fragments mine = {{(lc_u32)a0, (lc_u32)a1, 0, 0}, {(lc_u32)b, 0}};
     lc_emulated_mma(c, mine, 1, lc_emulated_dot_s8, line);
@@ -206,6 +210,17 @@ LC_DEVICE void lc_mma_f16(float (&c)[4], const lc_u32 (&a)[4], const lc_u32 (&b)
     memcpy(mine.a, a, sizeof mine.a);
     memcpy(mine.b, b, sizeof mine.b);
     lc_emulated_mma(c, mine, 2, lc_emulated_dot_f16, line);
+}
+/* LC_EMULATED_ARCH: the compute capability times 100, as __CUDA_ARCH__ has it. */
+#ifndef LC_EMULATED_ARCH
+#define LC_EMULATED_ARCH 800
+#endif
+#define LC_HAS_BF16 (LC_EMULATED_ARCH >= 800)
+LC_DEVICE void lc_mma_bf16(float (&c)[4], const lc_u32 (&a)[4], const lc_u32 (&b)[2], int line = __builtin_LINE()) {
+    lc_emulated_fragments mine;
+    memcpy(mine.a, a, sizeof mine.a);
+    memcpy(mine.b, b, sizeof mine.b);
+    lc_emulated_mma(c, mine, 2, lc_emulated_dot_bf16, line);
 }
 
 #endif

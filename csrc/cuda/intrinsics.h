@@ -26,6 +26,7 @@ typedef signed char lc_i8;
 typedef unsigned short lc_u16;
 typedef unsigned int lc_u32;
 typedef long long lc_i64;
+typedef unsigned long long lc_u64;
 
 LC_DEVICE int lc_thread() { return (int)threadIdx.x; }
 LC_DEVICE int lc_block_x() { return (int)blockIdx.x; }
@@ -38,6 +39,7 @@ LC_DEVICE void lc_sync_block() { __syncthreads(); }
 LC_DEVICE void lc_sync_warp() { __syncwarp(); }
 LC_DEVICE float lc_shuffle_xor(float x, int mask) { return __shfl_xor_sync(0xFFFFFFFFu, x, mask); }
 LC_DEVICE int lc_shuffle_xor(int x, int mask) { return __shfl_xor_sync(0xFFFFFFFFu, x, mask); }
+LC_DEVICE lc_u64 lc_shuffle_xor(lc_u64 x, int mask) { return __shfl_xor_sync(0xFFFFFFFFu, x, mask); }
 
 /* The block's one object of shared memory, at most 48 KiB; 16-byte aligned, contents undefined. */
 template <typename T>
@@ -95,10 +97,9 @@ LC_DEVICE float lc_exp2(float x) {
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
 }
-LC_DEVICE float lc_exp(float x) { return expf(x); }
-LC_DEVICE float lc_inverse_sqrt(float x) { return 1.0f / sqrtf(x); }
 LC_DEVICE int lc_round(float x) { return __float2int_rn(x); }
 LC_DEVICE float lc_abs(float x) { return fabsf(x); }
+LC_DEVICE float lc_square_root(float x) { return sqrtf(x); }
 LC_DEVICE bool lc_is_finite(float x) { return (__float_as_uint(x) & 0x7F800000u) != 0x7F800000u; }
 /* Bytes of each word negated where `mask` has FF, kept where it has 00. */
 LC_DEVICE lc_u32 lc_negate_bytes(lc_u32 x, lc_u32 mask) { return __vsub4(x ^ mask, mask); }
@@ -154,7 +155,39 @@ LC_DEVICE void lc_mma_f16(float (&c)[4], const lc_u32 (&a)[4], const lc_u32 (&b)
 #endif
 }
 
+/* The same of bf16; only where LC_HAS_BF16. */
+#if __CUDA_ARCH__ >= 800
+#define LC_HAS_BF16 1
+#else
+#define LC_HAS_BF16 0
+#endif
+LC_DEVICE void lc_mma_bf16(float (&c)[4], const lc_u32 (&a)[4], const lc_u32 (&b)[2]) {
+#if LC_HAS_BF16
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#endif
+}
+
 #endif /* LC_EMULATED */
+
+LC_DEVICE float lc_bf16_to_float(lc_u16 h) { return lc_bits_to_float((lc_u32)h << 16); }
+LC_DEVICE lc_u16 lc_float_to_bf16(float x) {
+    const lc_u32 bits = lc_float_to_bits(x);
+    if ((bits & 0x7FFFFFFFu) > 0x7F800000u) return 0x7FFF;
+    return (lc_u16)((bits + 0x7FFFu + (bits >> 16 & 1)) >> 16);
+}
+/* The 16-bit parts that a value is multiplied in. */
+struct AsHalf {
+    LC_MEMBER lc_u16 of(float x) { return lc_float_to_half(x); }
+    LC_MEMBER float value(lc_u16 part) { return lc_half_to_float(part); }
+    LC_MEMBER void multiply(float (&c)[4], const lc_u32 (&a)[4], const lc_u32 (&b)[2]) { lc_mma_f16(c, a, b); }
+};
+struct AsBf16 {
+    LC_MEMBER lc_u16 of(float x) { return lc_float_to_bf16(x); }
+    LC_MEMBER float value(lc_u16 part) { return lc_bf16_to_float(part); }
+    LC_MEMBER void multiply(float (&c)[4], const lc_u32 (&a)[4], const lc_u32 (&b)[2]) { lc_mma_bf16(c, a, b); }
+};
 
 LC_DEVICE lc_u32 lc_pack_halves(float low, float high) {
     return (lc_u32)lc_float_to_half(low) | (lc_u32)lc_float_to_half(high) << 16;
@@ -168,6 +201,26 @@ LC_DEVICE float lc_warp_sum(float x) {
     return x;
 }
 LC_DEVICE float lc_max(float a, float b) { return a > b ? a : b; }
-LC_DEVICE float lc_silu_mul_of(float gate, float up) { return gate / (1.0f + lc_exp(-gate)) * up; }
+LC_DEVICE float lc_inverse_sqrt(float x) { return 1.0f / lc_square_root(x); }
+
+/* The CPU's lc_exp and silu, bit for bit (csrc/cpu/fused.h, kernel_table.h): what is rounded to q8 next must not differ
+ * in its last bit. */
+LC_DEVICE float lc_exp(float x) {
+    if (!(x >= -87.0f)) return x != x ? x : 0.0f;
+    const float v = x > 88.0f ? 88.0f : x;
+    const int k = lc_round(lc_mul(v, 1.44269504f));
+    float r = lc_fma(-(float)k, 0.693359375f, v);
+    r = lc_fma(-(float)k, -2.12194440e-4f, r);
+    float p = 1.0f / 5040;
+    p = lc_fma(p, r, 1.0f / 720);
+    p = lc_fma(p, r, 1.0f / 120);
+    p = lc_fma(p, r, 1.0f / 24);
+    p = lc_fma(p, r, 1.0f / 6);
+    p = lc_fma(p, r, 0.5f);
+    p = lc_fma(p, r, 1.0f);
+    p = lc_fma(p, r, 1.0f);
+    return lc_mul(p, lc_bits_to_float((lc_u32)(k + 127) << 23));
+}
+LC_DEVICE float lc_silu_mul_of(float gate, float up) { return lc_mul(gate / (1.0f + lc_exp(-gate)), up); }
 
 #endif

@@ -59,8 +59,8 @@ LC_FEW(4)
 LC_FEW(8)
 LC_FEW(16)
 
-/* Grid: tiles of rows, tiles of tokens. q8 formats read codes and meta; others the halves x and their factors `scales`
- * (lc_to_half). */
+/* Grid: tiles of rows, tiles of tokens. q8 formats read codes and meta; others the parts x and their factors `scales`
+ * (lc_to_parts). */
 LC_KERNEL(LC_NAME(lc_many_), MANY_THREADS, ManyBlocks<Format>::PER_SM,
           (const lc_u8 *codes, const uint2 *meta, const lc_u16 *x, const float *scales, const lc_i8 *grid, lc_i64 n_in,
            lc_i64 n_tokens, const lc_u8 *weight, lc_i64 n_out, float *out, const float *residual, lc_i64 epilogue)) {
@@ -72,7 +72,7 @@ LC_KERNEL(LC_NAME(lc_many_), MANY_THREADS, ManyBlocks<Format>::PER_SM,
         (void)x, (void)scales;
         store_sums(acc, at, nullptr, out, residual, (int)epilogue);
     } else {
-        multiply_many<Format, HalfTile>(at, weight, grid, x, (int)n_in, acc);
+        multiply_many<Format, PartsTile>(at, weight, grid, x, (int)n_in, acc);
         (void)codes, (void)meta;
         store_sums(acc, at, scales, out, residual, (int)epilogue);
     }

@@ -8,8 +8,9 @@
  * Int8Tile: products of 32 (or 16) values that share their scales are exact in int32 and go to float32 sums in the order
  * of n_in. Each mma is followed by 12 float operations a lane: integer sums start at 2^23 + 2^22, so that they are the
  * low bits of a float, because converting integers is slow on most cards.
- * HalfTile: activations are not rounded, so they (scaled per token by a power of two) and weights that are not halves are
- * sums of two halves: two or three products for one, sums in float32. */
+ * PartsTile: activations are not rounded, so they and weights that are not exact are sums of two 16-bit parts: two or
+ * three products for one, sums in float32. Parts are halves (of activations scaled per token by a power of two), or bf16
+ * where weights are, whose range is then kept; cards before 8.0 have halves only. */
 #ifndef LC_CUDA_MANY_H
 #define LC_CUDA_MANY_H
 
@@ -159,10 +160,10 @@ LC_DEVICE void multiply_tile(const Int8Tile<F> &tile, ManySums &acc) {
     }
 }
 
-/* --- halves ------------------------------------------------------------------------------------------------------------ */
+/* --- 16-bit parts ------------------------------------------------------------------------------------------------------ */
 
-/* x in two halves whose sum is x to 22 bits; weights in two where one is not exact. */
-struct HalfTile {
+/* x in two parts whose sum is x to 22 bits (halves) or 16 (bf16); weights in two where one is not exact. */
+struct PartsTile {
     enum { K = 32, STRIDE = K + 8 };
     lc_u16 w[2][MANY_ROWS][STRIDE], x[2][MANY_TOKENS][STRIDE];
 };
@@ -192,16 +193,21 @@ LC_DEVICE void load16(const lc_u8 *row, const lc_i8 *grid, int n_in, int n, int 
     }
 }
 
-LC_DEVICE void store_halves(lc_u16 *shared, const float *v) {
+template <class Part>
+LC_DEVICE lc_u32 pack_parts(const float *v) {
+    return (lc_u32)Part::of(v[0]) | (lc_u32)Part::of(v[1]) << 16;
+}
+template <class Part>
+LC_DEVICE void store_parts(lc_u16 *shared, const float *v) {
     LC_UNROLL for (int i = 0; i < 16; i += 8) {
-        const uint4 packed = {lc_pack_halves(v[i], v[i + 1]), lc_pack_halves(v[i + 2], v[i + 3]),
-                              lc_pack_halves(v[i + 4], v[i + 5]), lc_pack_halves(v[i + 6], v[i + 7])};
+        const uint4 packed = {pack_parts<Part>(v + i), pack_parts<Part>(v + i + 2), pack_parts<Part>(v + i + 4),
+                              pack_parts<Part>(v + i + 6)};
         *(uint4 *)(shared + i) = packed;
     }
 }
 
 template <class F>
-LC_DEVICE void load_weights(HalfTile &tile, const ManyPlace &at, const lc_u8 *weight, const lc_i8 *grid, int n_in,
+LC_DEVICE void load_weights(PartsTile &tile, const ManyPlace &at, const lc_u8 *weight, const lc_i8 *grid, int n_in,
                             int k0) {
     static_assert(F::GAP == 16, "a unit is 32 neighbours");
     const int row = lc_thread() / 2, k = lc_thread() % 2 * 16;
@@ -209,15 +215,16 @@ LC_DEVICE void load_weights(HalfTile &tile, const ManyPlace &at, const lc_u8 *we
     const lc_u8 *data = weight + (here ? (lc_i64)(at.row0 + row) * F::row_bytes(n_in / F::BLOCK) : 0);
     float v[16];
     load16<F>(data, grid, n_in, here ? n_in : 0, k0 + k, v);
-    store_halves(&tile.w[0][row][k], v);
-    if constexpr (!F::IS_HALF) {
-        LC_UNROLL for (int i = 0; i < 16; i++) v[i] -= lc_half_to_float(lc_float_to_half(v[i]));
-        store_halves(&tile.w[1][row][k], v);
+    typedef typename F::Part Part;
+    store_parts<Part>(&tile.w[0][row][k], v);
+    if constexpr (!F::IS_EXACT) {
+        LC_UNROLL for (int i = 0; i < 16; i++) v[i] -= Part::value(Part::of(v[i]));
+        store_parts<Part>(&tile.w[1][row][k], v);
     }
 }
 
-/* x: halves [2, n_tokens, n_in rounded up to MANY_K], padded with zeros. */
-LC_DEVICE void load_tokens(HalfTile &tile, const ManyPlace &at, const lc_u16 *x, int n_in, int k0) {
+/* x: parts [2, n_tokens, n_in rounded up to MANY_K], padded with zeros. */
+LC_DEVICE void load_tokens(PartsTile &tile, const ManyPlace &at, const lc_u16 *x, int n_in, int k0) {
     const int token = lc_thread() / 4, k = lc_thread() % 4 * 8, padded = (n_in + MANY_K - 1) / MANY_K * MANY_K;
     LC_UNROLL for (int part = 0; part < 2; part++) {
         if (at.token0 + token < at.n_tokens)
@@ -230,13 +237,13 @@ LC_DEVICE void load_tokens(HalfTile &tile, const ManyPlace &at, const lc_u16 *x,
 
 LC_DEVICE lc_u32 pair_at(const lc_u16 *p) { return *(const lc_u32 *)p; }
 
-/* A lane's fragment of 8 columns of B, and of 16 rows of A, from rows of `STRIDE` halves. */
+/* A lane's fragment of 8 columns of B, and of 16 rows of A, from rows of `STRIDE` parts. */
 LC_DEVICE void load_b(lc_u32 (&b)[2], const lc_u16 *p) {
     b[0] = pair_at(p);
     b[1] = pair_at(p + 8);
 }
 LC_DEVICE void load_a(lc_u32 (&a)[4], const lc_u16 *p) {
-    enum { NEXT = 8 * HalfTile::STRIDE };
+    enum { NEXT = 8 * PartsTile::STRIDE };
     a[0] = pair_at(p);
     a[1] = pair_at(p + NEXT);
     a[2] = pair_at(p + 8);
@@ -244,9 +251,9 @@ LC_DEVICE void load_a(lc_u32 (&a)[4], const lc_u16 *p) {
 }
 
 template <class F>
-LC_DEVICE void multiply_tile(const HalfTile &tile, ManySums &acc) {
+LC_DEVICE void multiply_tile(const PartsTile &tile, ManySums &acc) {
     const int g = lc_lane() / 4, t = lc_lane() % 4;
-    LC_UNROLL for (int k = 0; k < HalfTile::K; k += 16) {
+    LC_UNROLL for (int k = 0; k < PartsTile::K; k += 16) {
         lc_u32 b[2][4][2];
         LC_UNROLL for (int n = 0; n < 4; n++) LC_UNROLL for (int part = 0; part < 2; part++)
             load_b(b[part][n], &tile.x[part][many_warp_token() + 8 * n + g][k + 2 * t]);
@@ -255,12 +262,12 @@ LC_DEVICE void multiply_tile(const HalfTile &tile, ManySums &acc) {
             lc_u32 a[4];
             load_a(a, &tile.w[0][row][k + 2 * t]);
             LC_UNROLL for (int n = 0; n < 4; n++) {
-                lc_mma_f16(acc.of[m][n], a, b[1][n]);
-                lc_mma_f16(acc.of[m][n], a, b[0][n]);
+                F::Part::multiply(acc.of[m][n], a, b[1][n]);
+                F::Part::multiply(acc.of[m][n], a, b[0][n]);
             }
-            if constexpr (!F::IS_HALF) {
+            if constexpr (!F::IS_EXACT) {
                 load_a(a, &tile.w[1][row][k + 2 * t]);
-                LC_UNROLL for (int n = 0; n < 4; n++) lc_mma_f16(acc.of[m][n], a, b[0][n]);
+                LC_UNROLL for (int n = 0; n < 4; n++) F::Part::multiply(acc.of[m][n], a, b[0][n]);
             }
         }
     }
@@ -268,7 +275,7 @@ LC_DEVICE void multiply_tile(const HalfTile &tile, ManySums &acc) {
 
 /* --- the block ---------------------------------------------------------------------------------------------------------- */
 
-/* Tile and X fit together: Int8Tile with Activations, HalfTile with halves. */
+/* Tile and X fit together: Int8Tile with Activations, PartsTile with parts. */
 template <class F, class Tile, class X>
 LC_DEVICE void multiply_many(const ManyPlace &at, const lc_u8 *weight, const lc_i8 *grid, const X &x, int n_in,
                              ManySums &acc) {

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from localcoder.backends.highest import Candidates, Wanted, wanted_of
 from localcoder.backends.program import KVShape, Program, Step
 from localcoder.quants.search import is_searched, quantize_best
 from localcoder.quants.spec import Bytes, Float32, QuantType
@@ -49,6 +50,10 @@ class Executable(ABC):
     @abstractmethod
     def run(self, step: Step) -> Float32:
         """Replays the program; returns its result, the caller's to keep: logits float32 [n_outputs, n_vocab]."""
+
+    def run_highest(self, step: Step, wanted: Wanted) -> list[Candidates]:
+        """As `run`, but of each row only what is wanted: on a card, all that is copied."""
+        return [wanted_of(row, wanted) for row in self.run(step)]
 
     @abstractmethod
     def close(self) -> None:

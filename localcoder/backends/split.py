@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from localcoder.backends.base import Backend, Executable, KVStore
+from localcoder.backends.highest import Candidates, Wanted
 from localcoder.backends.program import Attend, Buffer, Input, KVShape, Op, Program, Step, WriteKV, reads, writes
 from localcoder.quants.spec import Bytes, Float32, QuantType
 
@@ -121,11 +122,16 @@ class SplitExecutable(Executable):
         self._executables = executables
 
     def run(self, step: Step) -> Float32:
-        inputs = step.inputs
-        for executable in self._executables:
-            result = executable.run(replace(step, inputs=inputs))
-            inputs = (result,)
-        return result
+        return self._executables[-1].run(self._last(step))
+
+    def run_highest(self, step: Step, wanted: Wanted) -> list[Candidates]:
+        return self._executables[-1].run_highest(self._last(step), wanted)
+
+    def _last(self, step: Step) -> Step:
+        """Computes all but the last part; returns the last one's step."""
+        for executable in self._executables[:-1]:
+            step = replace(step, inputs=(executable.run(step),))
+        return step
 
     def close(self) -> None:
         for executable in self._executables:

@@ -8,11 +8,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from localcoder.backends.base import Backend, Executable
+from localcoder.backends.highest import Candidates, Wanted
 from localcoder.backends.program import KVShape, Step
 from localcoder.errors import ContextLengthError, ModelError, OptionError
 from localcoder.files.gguf_reader import GGUFFile
@@ -23,6 +25,8 @@ from localcoder.model.llama import bind_weights, record, record_states
 from localcoder.quants import by_name
 from localcoder.quants.spec import Bytes, Float32
 from localcoder.tokenizer.vocabulary import looks_padding
+
+Result = TypeVar("Result")
 
 PAGE_SIZE = 64
 MAX_CTX = 1 << 20
@@ -162,7 +166,16 @@ class Engine:
             ContextLengthError: a sequence would outgrow n_ctx, or no page is free. Nothing has been appended then.
             OptionError: a token id outside the vocabulary, or the engine is closed.
         """
-        return self._run(chunks, lambda: self._executable, self.n_vocab)
+        return _joined(self._run(chunks, lambda step: self._executable.run(step)), self.n_vocab)
+
+    def evaluate_highest(self, chunks: Sequence[Chunk], wanted: Wanted) -> list[Candidates]:
+        """As `evaluate`, but of each row of logits only what is wanted.
+
+        Raises:
+            As `evaluate`.
+        """
+        pieces = self._run(chunks, lambda step: self._executable.run_highest(step, wanted))
+        return [row for piece in pieces for row in piece]
 
     def hidden_states(self, sequence: SequencePages, tokens: NDArray[np.int32], n_layer: int | None = None) -> Float32:
         """Appends tokens to a sequence; returns the states after `n_layer` layers, float32 [n_tokens, n_embd].
@@ -176,7 +189,8 @@ class Engine:
         if n_layer is not None and not 0 <= n_layer <= self.hyperparameters.n_layer:
             raise OptionError(f"n_layer is {n_layer}; expected 0 to {self.hyperparameters.n_layer}, or None")
         chunks = [Chunk(sequence, tokens, len(tokens))]
-        return self._run(chunks, lambda: self._compiled_for_states(n_layer), self.hyperparameters.n_embd)
+        pieces = self._run(chunks, lambda step: self._compiled_for_states(n_layer).run(step))
+        return _joined(pieces, self.hyperparameters.n_embd)
 
     def _compiled_for_states(self, n_layer: int | None) -> Executable:
         if self._for_states is None or self._for_states[0] != n_layer:
@@ -187,7 +201,8 @@ class Engine:
             self._for_states = n_layer, self.backend.compile(program, self._store, self.n_ubatch)
         return self._for_states[1]
 
-    def _run(self, chunks: Sequence[Chunk], executable: Callable[[], Executable], width: int) -> Float32:
+    def _run(self, chunks: Sequence[Chunk], compute: Callable[[Step], Result]) -> list[Result]:
+        """What `compute` returns of each step."""
         for chunk in chunks:
             n_total = chunk.sequence.n_past + len(chunk.tokens)
             if n_total > self.n_ctx:
@@ -200,12 +215,10 @@ class Engine:
             self._require_open()
             for chunk in chunks:
                 chunk.sequence.reserve(len(chunk.tokens))
-            pieces = [executable().run(step) for step in self._steps(chunks)]
+            pieces = [compute(step) for step in self._steps(chunks)]
             for chunk in chunks:
                 chunk.sequence.n_past += len(chunk.tokens)
-        if len(pieces) == 1:
-            return pieces[0]
-        return np.concatenate(pieces) if pieces else np.empty((0, width), np.float32)
+        return pieces
 
     def _steps(self, chunks: Sequence[Chunk]) -> list[Step]:
         def joined(parts: list[NDArray[np.int32]]) -> NDArray[np.int32]:
@@ -243,6 +256,12 @@ class Engine:
             self._executable.close()
             if self._for_states is not None:
                 self._for_states[1].close()
+
+
+def _joined(pieces: list[Float32], width: int) -> Float32:
+    if len(pieces) == 1:
+        return pieces[0]
+    return np.concatenate(pieces) if pieces else np.empty((0, width), np.float32)
 
 
 def check_same_vocabulary(base: Engine, other: Engine) -> None:

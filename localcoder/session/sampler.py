@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from localcoder.backends.highest import MAX_HIGHEST, Candidates, Row, Wanted, highest
 from localcoder.errors import NumericsError, OptionError
 from localcoder.quants.spec import Float32
 from localcoder.session.constraint import Constraint
@@ -28,13 +29,6 @@ _BINNED_LOGITS = 32.0  # what is further below the highest has no weight to spea
 _DRAW_BLOCK = 256
 _DRY_WINDOW = 4096  # tokens in which repetitions are looked for
 _DRY_LONGEST = 64  # a longer repetition weakens no more
-
-
-class Candidates(NamedTuple):
-    """Tokens that may be chosen: ids [n] and logits float32 [n]; -inf is a token that is forbidden."""
-
-    ids: Ids
-    logits: Float32
 
 
 class Guess(NamedTuple):
@@ -67,14 +61,7 @@ def keep_top_k(c: Candidates, k: int) -> Candidates:
 
 def _highest(c: Candidates, k: int) -> Candidates:
     """The k >= 1 highest logits, highest first."""
-    n = len(c.ids)
-    few = np.arange(n)
-    if k < n:
-        # The k-th highest maximum of any disjoint groups is a lower bound of the k-th highest value.
-        n_rows = max(1, n // max(8 * k, 512))
-        maxima = c.logits[: n // n_rows * n_rows].reshape(n_rows, -1).max(axis=0)
-        few = np.flatnonzero(c.logits >= np.partition(maxima, -k)[-k])
-    best = few[np.argsort(-c.logits[few], kind="stable")[:k]]
+    best = highest(c.logits, k)
     return Candidates(c.ids[best], c.logits[best])
 
 
@@ -278,9 +265,28 @@ class Sampler:
         self._random = np.random.default_rng(self.seed)
         self.logprobs: list[Logprob] = []
 
+    def wanted(self, n_vocab: int) -> Wanted | None:
+        """What of a row of logits decides a choice without a constraint; None: all of it."""
+        o = self._options
+        changed = o.logit_bias or o.frequency_penalty or o.presence_penalty or o.repeat_penalty != 1 or o.dry_multiplier
+        if changed or self._n_logprobs is not None:
+            return None
+        if o.temperature == 0:
+            k = 1
+        elif o.samplers[:1] == ("top_k",) and not o.mirostat_tau:
+            k = o.top_k
+        else:
+            return None
+        n_forbidden = len(self._forbidden)
+        below = np.flatnonzero(self._forbidden != np.arange(n_vocab - n_forbidden, n_vocab))
+        n_below = int(below[-1]) + 1 if len(below) else 0  # others are the last ids, as the padding is
+        n_ids = n_vocab - n_forbidden + n_below
+        k_of_all = k + n_below  # forbidden ones may be among the highest
+        return Wanted(k_of_all, n_ids) if k and k_of_all <= min(n_ids, MAX_HIGHEST) else None
+
     def sample(
         self,
-        logits: Float32,
+        row: Row,
         history: Sequence[int],
         constraint: Constraint | None = None,
         guess: Guess | None = None,
@@ -288,39 +294,59 @@ class Sampler:
         """The next token after `history` (prompt and what was generated), from logits float32 [n_vocab], among those
         that `constraint` leaves. With a guess it is that one as often as can be, and equally distributed.
 
+        Args:
+            row: where there is no constraint, what is `wanted` of the logits does as well.
+
         Raises:
             NumericsError: a logit is NaN or infinite.
             OptionError: logit_bias has an id outside the vocabulary.
         """
-        weakened = self._allowed(logits, history)
-        if constraint is not None:
-            weakened = constraint.restrict(weakened)
-        token = self._choose(weakened, guess)
+        if isinstance(row, Candidates):
+            assert constraint is None
+            token = self._choose(self._allowed_of(row), guess)
+        else:
+            weakened = self._allowed(row, history)
+            if constraint is not None:
+                weakened = constraint.restrict(weakened)
+            token = self._choose(self._all(weakened), guess)
+            if self._n_logprobs is not None:
+                self.logprobs.append(logprob_of(row, token, self._n_logprobs))
         self._n_sampled += 1
-        if self._n_logprobs is not None:
-            self.logprobs.append(logprob_of(logits, token, self._n_logprobs))
         return token
 
-    def guess(self, logits: Float32, history: Sequence[int]) -> Guess:
+    def guess(self, row: Row, history: Sequence[int]) -> Guess:
         """As `sample`, from what another model computed, for `sample` to judge; nothing is recorded.
 
         Raises:
             As `sample`.
         """
-        candidates = self._candidates(self._allowed(logits, history))
+        few = self._allowed_of(row) if isinstance(row, Candidates) else self._all(self._allowed(row, history))
+        candidates = self._candidates(few)
         if self._options.temperature == 0:
             return Guess(int(candidates.ids[candidates.logits.argmax()]), candidates)
         return Guess(draw(candidates, 1.0, self._random.random()), candidates)
 
     def _allowed(self, logits: Float32, history: Sequence[int]) -> Float32:
         """The logits with bias and penalties, -inf where nothing may be chosen."""
-        if not (math.isfinite(logits.min()) and math.isfinite(logits.max())):
-            raise NumericsError("the model computed logits that are not finite: its file is damaged, or a kernel wrong")
+        _check_finite(logits)
         weakened = self._weakened(logits, history)
         if len(self._forbidden):
             weakened = weakened.copy()
             weakened[self._forbidden] = -np.inf
         return weakened
+
+    def _allowed_of(self, wanted: Candidates) -> Candidates:
+        """Those of the highest logits that are not forbidden."""
+        _check_finite(wanted.logits)
+        if not len(self._forbidden):
+            return wanted
+        kept = ~np.isin(wanted.ids, self._forbidden)
+        return Candidates(wanted.ids[kept], wanted.logits[kept])
+
+    def _all(self, logits: Float32) -> Candidates:
+        if len(self._all_ids) != len(logits):
+            self._all_ids = np.arange(len(logits))
+        return Candidates(self._all_ids, logits)
 
     def _weakened(self, logits: Float32, history: Sequence[int]) -> Float32:
         """The logits with bias and penalties."""
@@ -341,11 +367,11 @@ class Sampler:
             logits = penalize_repetitions(logits, history, o.dry_multiplier, base, allowed, self._breakers)
         return logits
 
-    def _choose(self, logits: Float32, guess: Guess | None) -> int:
+    def _choose(self, candidates: Candidates, guess: Guess | None) -> int:
         o = self._options
         if o.temperature == 0:
-            return int(logits.argmax())
-        candidates = self._candidates(logits)
+            return int(candidates.ids[candidates.logits.argmax()])
+        candidates = self._candidates(candidates)
         if guess is None:
             token = draw(candidates, 1.0, self._random.random())
         else:
@@ -355,12 +381,9 @@ class Sampler:
             self._mu -= o.mirostat_eta * (observed - o.mirostat_tau)
         return token
 
-    def _candidates(self, logits: Float32) -> Candidates:
+    def _candidates(self, candidates: Candidates) -> Candidates:
         """What the filters leave, at its temperature."""
         o = self._options
-        if len(self._all_ids) != len(logits):
-            self._all_ids = np.arange(len(logits))
-        candidates = Candidates(self._all_ids, logits)
         if o.temperature == 0:
             return candidates
         if o.mirostat_tau:
@@ -374,6 +397,11 @@ class Sampler:
         surprise = -logprobs(c.logits) / np.log(2)
         kept = np.flatnonzero(surprise <= max(self._mu, float(surprise.min())))
         return Candidates(c.ids[kept], c.logits[kept])
+
+
+def _check_finite(logits: Float32) -> None:
+    if not (math.isfinite(logits.min()) and math.isfinite(logits.max())):
+        raise NumericsError("the model computed logits that are not finite: its file is damaged, or a kernel wrong")
 
 
 def _warm(c: Candidates, temperature: float) -> Candidates:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
 
+from localcoder.backends.highest import Row, Rows, Wanted
 from localcoder.errors import ContextLengthError, OptionError
 from localcoder.model.engine import Chunk, Engine
 from localcoder.quants.spec import Bytes, Float32
@@ -35,9 +36,13 @@ class StepCancelled(Exception):
 class Chooser(Protocol):
     """What chooses tokens: a `Sampler`, as a rule."""
 
+    def wanted(self, n_vocab: int) -> Wanted | None:
+        """As `Sampler.wanted`."""
+        ...
+
     def sample(
         self,
-        logits: Float32,
+        row: Row,
         history: Sequence[int],
         constraint: Constraint | None = None,
         guess: Guess | None = None,
@@ -132,7 +137,8 @@ class Session:
         Raises:
             As `sync` and `Sampler.sample`.
         """
-        rows = self.sync(prompt)[None]
+        rows: Rows = self.sync(prompt)[None]
+        wanted = sampler.wanted(self._engine.n_vocab) if constraint is None else None
         history = list(prompt)
         n_left = sys.maxsize if max_tokens is None else max_tokens
         n_cut = 0  # tokens of the history that the timeline has no longer
@@ -165,7 +171,7 @@ class Session:
             if speculation is not None:
                 n_room = self._engine.n_ctx - self.sequence.n_past
                 draft = speculation.draft([*self._tokens, token], min(n_left, n_room) - 1)
-            draft, rows = self._evaluate_draft(token, draft)
+            draft, rows = self._evaluate_draft(token, draft, wanted)
 
     @property
     def is_full(self) -> bool:
@@ -202,18 +208,18 @@ class Session:
                 speculation.cut(n_kept, n_kept + n)
         return n
 
-    def _evaluate_draft(self, token: int, draft: Draft) -> tuple[Draft, Float32]:
+    def _evaluate_draft(self, token: int, draft: Draft, wanted: Wanted | None) -> tuple[Draft, Rows]:
         """Appends a token and guesses at what follows; without them where other sessions hold the pages they take.
 
         Returns:
-            The guesses that were computed, and the logits after the token and each of them.
+            The guesses that were computed, and the logits after the token and each of them, as far as wanted.
         """
         try:
-            return draft, self._evaluate([token, *draft.tokens], 1 + len(draft.tokens))
+            return draft, self._decode([token, *draft.tokens], wanted)
         except ContextLengthError:
             if not draft.tokens:
                 raise
-            return Draft(), self._evaluate([token])
+            return Draft(), self._decode([token], wanted)
 
     def generate_together(
         self,
@@ -239,10 +245,11 @@ class Session:
         Raises:
             As `generate`; ContextLengthError also where the cache has no room for all of them.
         """
-        rows: Sequence[Float32] = [self.sync(prompt)] * len(samplers)
+        rows: Rows = [self.sync(prompt)] * len(samplers)
         branches = [self.sequence.fork() for _ in samplers]
         histories = [list(prompt) for _ in samplers]
         running = [number for number in range(len(samplers)) if number not in ended]
+        wanted = None if constraints else common_wanted(samplers, self._engine.n_vocab)
         n_left = self._engine.n_ctx - len(prompt) + 1
         if max_tokens is not None:
             n_left = min(n_left, max_tokens)
@@ -259,7 +266,8 @@ class Session:
                 running = [i for i in running if i not in ended and histories[i][-1] not in stop_ids]
                 if not running or n_left <= 0:
                     return
-                rows = list(self._step([Chunk(branches[i], _ids(histories[i][-1:])) for i in running]))
+                chunks = [Chunk(branches[i], _ids(histories[i][-1:])) for i in running]
+                rows = self._rows(chunks, wanted)
                 self.n_evaluated += len(running)
         finally:
             for branch in branches:
@@ -364,6 +372,22 @@ class Session:
         self._logits = logits[-1]
         return logits
 
+    def _decode(self, tokens: Sequence[int], wanted: Wanted | None) -> Rows:
+        """Appends tokens that fit in one step; returns what is wanted of the logits after each of them."""
+        if wanted is None or len(tokens) > self._engine.n_ubatch:
+            return self._evaluate(tokens, len(tokens))
+        self._logits = None
+        del self._tokens[self.sequence.n_past :]
+        self._tokens += tokens  # first, as in _evaluate
+        rows = self._rows([Chunk(self.sequence, _ids(tokens), len(tokens))], wanted)
+        self.n_evaluated += len(tokens)
+        return rows
+
+    def _rows(self, chunks: Sequence[Chunk], wanted: Wanted | None) -> Rows:
+        if wanted is None:
+            return self._step(chunks)
+        return self._with_room(partial(self._engine.evaluate_highest, chunks, wanted))
+
     def _step(self, chunks: Sequence[Chunk]) -> Float32:
         return self._with_room(partial(self._engine.evaluate, chunks))
 
@@ -377,6 +401,12 @@ class Session:
             except ContextLengthError:
                 if not self._make_room():
                     raise
+
+
+def common_wanted(choosers: Sequence[Chooser], n_vocab: int) -> Wanted | None:
+    """What all of them want of a row; None: all of it."""
+    wanted = {chooser.wanted(n_vocab) for chooser in choosers}
+    return wanted.pop() if len(wanted) == 1 else None
 
 
 def _ids(tokens: Sequence[int]) -> np.ndarray[tuple[int], np.dtype[np.int32]]:

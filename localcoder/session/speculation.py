@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+from localcoder.backends.highest import Candidates, Row, Wanted
 from localcoder.errors import ContextLengthError
 from localcoder.model.engine import Engine
-from localcoder.quants.spec import Float32
 from localcoder.session.constraint import Constraint
 from localcoder.session.lookup import Lookup
 from localcoder.session.pool import SessionPool
-from localcoder.session.sampler import Candidates, Draft, Guess, Sampler
+from localcoder.session.sampler import Draft, Guess, Sampler
 from localcoder.session.session import Session
 
 _MOST_DRAFTED = 16
@@ -143,14 +143,17 @@ class _Proposer:
         self._sampler = sampler
         self.drawn_from: list[Candidates] = []
 
+    def wanted(self, n_vocab: int) -> Wanted | None:
+        return self._sampler.wanted(n_vocab)
+
     def sample(
         self,
-        logits: Float32,
+        row: Row,
         history: Sequence[int],
         constraint: Constraint | None = None,
         guess: Guess | None = None,
     ) -> int:
-        drawn = self._sampler.guess(logits, history)
+        drawn = self._sampler.guess(row, history)
         self.drawn_from.append(drawn.drawn_from)
         return drawn.token
 

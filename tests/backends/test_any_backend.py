@@ -31,6 +31,8 @@ SHAPES = {
     "mha": {"n_head": 3, "n_head_kv": 3, "head_dim": 80},
     "group of 7": {"n_head": 14, "n_head_kv": 2, "head_dim": 16},
     "head of 128": {"n_head": 2, "n_head_kv": 1, "head_dim": 128},
+    "head of 192": {"n_head": 4, "n_head_kv": 2, "head_dim": 192},
+    "head of 256": {"n_head": 2, "n_head_kv": 2, "head_dim": 256},
     "head of 10": {"n_head": 2, "n_head_kv": 2, "head_dim": 10},
 }
 

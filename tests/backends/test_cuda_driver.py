@@ -2,38 +2,31 @@
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import logging
-import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
-from tiny_model import write_tiny_model
 
 from localcoder import Coder
 from localcoder.backends import reference, select
 from localcoder.backends.cuda import compile as kernels
-from localcoder.backends.cuda import driver, emulated
+from localcoder.backends.cuda import driver
 from localcoder.backends.cuda.backend import CudaBackend
 from localcoder.backends.cuda.cards import Card, Survey, look
-from localcoder.backends.cuda.compile import ALL_MODULES, Module, ModuleStore, module_of, nvrtc_compile
-from localcoder.backends.cuda.device import Launch
+from localcoder.backends.cuda.compile import ALL_MODULES, PLAIN_MODULES, Module, ModuleStore, module_of, nvrtc_compile
 from localcoder.backends.cuda.driver import CardDevice, choose_card
-from localcoder.backends.cuda.emulated import EmulatedDevice
 from localcoder.backends.reference import ReferenceBackend
 from localcoder.errors import BackendError, OptionError
-from localcoder.files.gguf_reader import GGUFFile
-from localcoder.model.engine import Chunk, Engine
 from localcoder.quants import by_name
 
 GOOD = Card(0, "Card", (8, 6), 24 << 30, None)
 OLD = Card(1, "Old", (6, 1), 48 << 30, "its compute capability is 6.1, and 7.5 is needed")
+LOADED = SimpleNamespace(handle=1)
 SMALL = Card(2, "Small", (9, 0), 8 << 30, None)
 
 
@@ -247,7 +240,7 @@ def test_the_cache_folder_can_be_named(monkeypatch, tmp_path):
 
 def test_kernels_are_in_the_modules_that_launches_look_in():
     folder = kernels.sources_folder()
-    for name in ("lc_rms_norm", "lc_write_kv_f16", "lc_attend_few_f16_1", "lc_combine"):
+    for name in ("lc_rms_norm", "lc_write_kv_f16", "lc_attend_few_f16_1", "lc_combine", "lc_highest", "lc_peak_f16"):
         source = (folder / f"{module_of(name, None).source}.cu").read_text(encoding="utf-8")
         assert name.split("_f16")[0] in source
     assert len(ALL_MODULES) == len({module.name for module in ALL_MODULES})
@@ -284,8 +277,8 @@ def test_ready_made_kernels_are_loaded_and_others_compiled(tmp_path, monkeypatch
 
     class Core:
         class ObjectCode:
-            from_cubin = staticmethod(lambda code, name: loaded.append(("cubin", name, code)))
-            from_fatbin = staticmethod(lambda code, name: loaded.append(("fatbin", name, code)))
+            from_cubin = staticmethod(lambda code, name: loaded.append(("cubin", name, code)) or LOADED)
+            from_fatbin = staticmethod(lambda code, name: loaded.append(("fatbin", name, code)) or LOADED)
 
         def Device(self, index):
             return SimpleNamespace(set_current=lambda: None, create_stream=lambda: None)
@@ -296,6 +289,7 @@ def test_ready_made_kernels_are_loaded_and_others_compiled(tmp_path, monkeypatch
     assert loaded == [
         ("fatbin", "elementwise", b"fatbin of elementwise"),
         ("cubin", "attention", b"code of attention"),
+        ("cubin", "highest", b"code of highest"),
         ("cubin", "linear-q4_0", b"code of linear-q4_0"),
     ]
 
@@ -314,130 +308,8 @@ def test_a_build_with_nvcc_has_fatbins(tmp_path):
     subprocess.run(["cmake", "-S", root, "-B", build, *options], check=True)
     subprocess.run(["cmake", "--build", build, "--target", "localcoder_fatbins"], check=True)
     found = {path.stem: path.read_bytes() for path in (build / "fatbins").iterdir()}
-    assert set(found) == {"elementwise", "attention", "linear-q4_0"}
+    assert set(found) == {*(module.name for module in PLAIN_MODULES), "peak", "linear-q4_0"}
     assert all(code[:4] == b"\x50\xed\x55\xba" for code in found.values())
-
-
-# --- a card whose driver is the emulation ----------------------------------------------------------------------------
-
-
-class FakeCard:
-    """cuda.bindings.driver and cuda.core at once: memory and launches go to the emulated card."""
-
-    def __init__(self, memory: int = 1 << 40) -> None:
-        self.device = EmulatedDevice(Path(os.environ[emulated.VARIABLE]))
-        self.left, self.sizes, self.replays = memory, {}, 0
-
-    # cuda.bindings.driver
-
-    def cuMemAlloc(self, n_bytes):
-        if n_bytes > self.left:
-            return 2, None
-        address = self.device.allocate(n_bytes)
-        self.sizes[address] = n_bytes
-        self.left -= n_bytes
-        return 0, address
-
-    def cuMemFree(self, address):
-        self.left += self.sizes.pop(address)
-        self.device.release(address)
-        return (0,)
-
-    def cuMemGetInfo(self):
-        return 0, self.left, 1 << 40
-
-    def cuMemcpyHtoDAsync(self, to, source, n_bytes, stream):
-        ctypes.memmove(to, source, n_bytes)
-        return (0,)
-
-    cuMemcpyDtoHAsync = cuMemcpyDtoDAsync = cuMemcpyHtoDAsync
-
-    # cuda.core
-
-    def Device(self, index):
-        stream = SimpleNamespace(handle=0, sync=lambda: None, create_graph_builder=lambda: FakeBuilder(self))
-        return SimpleNamespace(set_current=lambda: None, create_stream=lambda: stream)
-
-    def LaunchConfig(self, grid, block):
-        return SimpleNamespace(grid=grid, block=block)
-
-    class ObjectCode:
-        @staticmethod
-        def from_cubin(code, name):
-            assert code == b"code of " + name.encode()
-            return SimpleNamespace(get_kernel=lambda kernel: kernel)
-
-    def launch(self, where, config, kernel, *words):
-        launch = Launch(kernel, config.grid, config.block, tuple(int(word) for word in words))
-        if isinstance(where, FakeBuilder):
-            where.launches.append(launch)
-        else:
-            self.device.launch(launch)
-
-
-class FakeBuilder:
-    def __init__(self, card: FakeCard) -> None:
-        self.card, self.launches = card, []
-
-    def begin_building(self):
-        pass
-
-    end_building = close = begin_building
-
-    def complete(self):
-        return self
-
-    def launch(self, stream):
-        self.card.replays += 1
-        for launch in self.launches:
-            self.card.device.launch(launch)
-
-
-emulation = pytest.mark.skipif(emulated.availability() is not None, reason=str(emulated.availability()))
-
-
-def backend_on(card: FakeCard, folder: Path) -> CudaBackend:
-    return CudaBackend(CardDevice(GOOD, ModuleStore("sm_86", Compiler(), "13.0", folder), card, card))
-
-
-@emulation
-def test_a_model_runs_through_the_driver_layer(tmp_path):
-    file = GGUFFile.open(write_tiny_model(tmp_path / "tiny.gguf", type_name="q8_0"))
-    ids = np.arange(30, dtype=np.int32)
-    results = []
-    card = FakeCard()
-    for backend in (ReferenceBackend(), backend_on(card, tmp_path)):
-        engine = Engine(file, backend, n_ctx=64)
-        sequence = engine.new_sequence()
-        first = engine.evaluate([Chunk(sequence, ids, 30)])
-        rest = [engine.evaluate([Chunk(sequence, ids[i : i + 1])]) for i in range(4)]
-        results.append(np.concatenate([first, *rest]))
-        engine.close()
-    assert np.abs(results[1] - results[0]).max() <= 0.03 * np.abs(results[0]).max()
-    assert card.replays == 5
-
-
-@emulation
-@pytest.mark.parametrize("module", ["elementwise", "attention", "linear-f32"])
-def test_kernels_that_do_not_compile_show_before_the_first_step(tmp_path, module):
-    class Broken(Compiler):
-        def __call__(self, wanted: Module, architecture: str) -> bytes:
-            if wanted.name == module:
-                raise BackendError(f"NVRTC cannot compile {module} for {architecture}: error")
-            return super().__call__(wanted, architecture)
-
-    card, file = FakeCard(), GGUFFile.open(write_tiny_model(tmp_path / "tiny.gguf"))
-    backend = CudaBackend(CardDevice(GOOD, ModuleStore("sm_86", Broken(), "13.0", tmp_path), card, card))
-    with pytest.raises(BackendError, match=f"NVRTC cannot compile {module} for sm_86"):
-        Engine(file, backend, n_ctx=64)
-
-
-@emulation
-def test_a_card_that_is_too_small_says_what_is_missing(tmp_path):
-    file = GGUFFile.open(write_tiny_model(tmp_path / "tiny.gguf"))
-    for memory in (1 << 10, 1 << 19):  # not even the cache; not the weights
-        with pytest.raises(BackendError, match=r"does not fit on the card: Card.* GiB more are needed, .*--device cpu"):
-            Engine(file, backend_on(FakeCard(memory), tmp_path), n_ctx=64)
 
 
 class TooSmall(ReferenceBackend):

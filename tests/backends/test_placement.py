@@ -177,7 +177,7 @@ def test_as_many_layers_as_fit(file, expected, n_fit):
     assert spans(engine) == [(cpu().name, 0, first), ("cuda-emulated", first, N_LAYER)]
     assert error(course(engine), expected) <= 1e-3
     device = engine.backend.parts[-1].backend.device
-    assert device.usable_bytes <= 0.35 * bytes_of(file, first)
+    assert device.usable_bytes <= 0.4 * bytes_of(file, first)  # nobody asked for the highest logits
     engine.close()
 
 

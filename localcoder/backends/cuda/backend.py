@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from localcoder.backends.base import Backend, Executable, KVStore
 from localcoder.backends.c.lowering import Kind, LoweredOp, assign_slots, lower
 from localcoder.backends.cuda import plan
-from localcoder.backends.cuda.device import Device, Launch, Memory
+from localcoder.backends.cuda.device import Device, Launch, Memory, Room
 from localcoder.backends.cuda.layout import row_bytes
 from localcoder.backends.cuda.plan import NONE, Places, Planner, StepSize
+from localcoder.backends.highest import MAX_HIGHEST, Candidates, Wanted
 from localcoder.backends.program import Buffer, KVShape, Program, Step
 from localcoder.errors import BackendError
 from localcoder.quants import by_name
@@ -24,6 +25,7 @@ from localcoder.quants.spec import Bytes, Float32, QuantTensor, QuantType
 
 KV_TYPES = ("f16", "q8_0")
 _UPLOAD_BYTES = 64 << 20  # of a weight's blocks at once, before they are put into planes
+_HIGHEST_ROWS = 32  # of more rows in a step, all logits are copied
 _MAX_PLANS = 64  # recorded steps kept
 _MOST_GRIDS = 1 << 16  # bytes of the tables of all formats
 
@@ -63,11 +65,13 @@ class CudaBackend(Backend):
         a_token = 4 * sum(widths) + 4 * sum(op.width for op in ops if op.kind == Kind.INPUT)
         a_token += sum(_scratch_sizes(ops).values()) + 4 * program.logits.width
         n_head = max((op.n_head for op in ops if op.kind == Kind.ATTEND), default=0)
-        splits = -(-len(program.rope.cos) // plan.KEYS)
-        partial = 4 * plan.LONG_RUN * n_head * splits * (program.kv.head_dim + 2)
-        record = 4 * (6 * max_tokens + 4 * n_pages)
-        work = max_tokens * a_token + partial + record
-        return weights + staging + sum(vectors.values()) + tables + cache + _Room.grown(work)
+        splits = plan.rounded_up(-(-len(program.rope.cos) // plan.KEYS))
+        partial = 4 * min(max_tokens, plan.SPLIT_TOKENS) * n_head * splits * (program.kv.head_dim + 2)
+        record = 4 * (6 * max_tokens + 4 * plan.rounded_up(n_pages))
+        n_vocab, k = program.logits.width, min(program.logits.width, MAX_HIGHEST)
+        found = min(max_tokens, _HIGHEST_ROWS) * (8 * k + sum(_keys_sizes(n_vocab, k)))
+        work = max_tokens * a_token + partial + record + found
+        return weights + staging + sum(vectors.values()) + tables + cache + Room.grown(work)
 
     def new_kv_store(self, shape: KVShape, n_pages: int) -> KVStore:
         _check_cache(shape)
@@ -209,28 +213,6 @@ class DeviceKVStore(KVStore):
             self.v.write(pair[1], at)
 
 
-class _Room:
-    """Memory that grows when more is asked for than ever before."""
-
-    def __init__(self, device: Device) -> None:
-        self._device = device
-        self.memory: Memory | None = None
-
-    @staticmethod
-    def grown(n_bytes: int) -> int:
-        """What is taken where `n_bytes` are asked for."""
-        return -(-max(n_bytes, 1) * 5 // 4)
-
-    def reserve(self, n_bytes: int) -> bool:
-        """Makes room for `n_bytes`; whether the address has changed."""
-        if self.memory is not None and self.memory.n_bytes >= n_bytes:
-            return False
-        if self.memory is not None:
-            self.memory.free()
-        self.memory = Memory(self._device, self.grown(n_bytes))
-        return True
-
-
 class CudaExecutable(Executable):
     def __init__(self, backend: CudaBackend, program: Program, kv: DeviceKVStore, max_tokens: int) -> None:
         self._backend, self._kv, self._max_tokens = backend, kv, max_tokens
@@ -254,38 +236,54 @@ class CudaExecutable(Executable):
         self._scratch = {
             name: Memory(device, max(max_tokens * size, 1)) for name, size in _scratch_sizes(self._ops).items()
         }
-        self._logits, self._step, self._partial = _Room(device), _Room(device), _Room(device)
+        self._logits, self._step, self._partial = Room(device), Room(device), Room(device)
+        self._keys, self._highest = (Room(device), Room(device)), Room(device)
         self._plans: dict[StepSize, object] = {}
         self._n_head = max((op.n_head for op in self._ops if op.kind == Kind.ATTEND), default=0)
 
     # --- a step --------------------------------------------------------------------------------------------------
 
     def run(self, step: Step) -> Float32:
+        n_rows = self._replay(step)
+        result = np.empty((n_rows, self._result.width), np.float32)
+        return _read(self._logits, result)
+
+    def run_highest(self, step: Step, wanted: Wanted) -> list[Candidates]:
+        if len(step.outputs) > _HIGHEST_ROWS:
+            return super().run_highest(step, wanted)
+        n_rows = self._replay(step, wanted)
+        pairs = _read(self._highest, np.empty((n_rows, wanted.k, 2), np.int32))
+        ids, logits = pairs[..., 0].astype(np.intp), pairs.view(np.float32)[..., 1]
+        return [Candidates(*row) for row in zip(ids, logits.copy())]
+
+    def _replay(self, step: Step, wanted: Wanted | None = None) -> int:
+        """Computes a step; returns how many rows its result has."""
         if self._closed:
             raise BackendError("this program was closed")
         self._check(step)
+        with _explained():
+            return self._replay_checked(step, wanted)
+
+    def _replay_checked(self, step: Step, wanted: Wanted | None) -> int:
         tiles = self._tiles(step)
         size = StepSize(
             n_tokens=len(step.tokens),
             n_outputs=len(step.outputs),
-            n_entries=step.page_table.shape[1],
-            n_splits=0 if len(tiles) else int(step.positions.max()) // plan.KEYS + 1,
+            n_entries=plan.rounded_up(step.page_table.shape[1]),
+            n_splits=0 if len(tiles) else plan.rounded_up(int(step.positions.max()) // plan.KEYS + 1),
             n_tiles=len(tiles),
+            wanted=wanted,
         )
         for index, memory in self._inputs.items():
             memory.write(step.inputs[index])
         n_rows = size.n_outputs if self._result.rows == "outputs" else size.n_tokens
-        result = np.empty((n_rows, self._result.width), np.float32)
-        places = self._write_step(step, tiles, size, result.nbytes)
+        places = self._write_step(step, tiles, size, n_rows)
         if size not in self._plans:
             if len(self._plans) >= _MAX_PLANS:
                 self._plans.clear()
             self._plans[size] = self._device.record(self._plan(size, places))
         self._device.replay(self._plans[size])
-        if n_rows:
-            assert self._logits.memory is not None
-            self._logits.memory.read(result)
-        return result
+        return n_rows
 
     def _check(self, step: Step) -> None:
         """BackendError if anything in the step is out of range: a kernel would read or write elsewhere."""
@@ -312,7 +310,7 @@ class CudaExecutable(Executable):
         breaks = np.flatnonzero((np.diff(step.sequences) != 0) | (np.diff(step.positions) != 1)) + 1
         starts = np.concatenate([[0], breaks])
         lengths = np.diff(np.concatenate([starts, [len(step.tokens)]]))
-        if lengths.max() < plan.LONG_RUN:
+        if lengths.max() < plan.LONG_RUN or self._kv.shape.head_dim > plan.TILE_DIMS[-1]:
             return np.empty((0, 2), np.int32)
         tiles = [
             (at, min(plan.TILE, start + length - at))
@@ -322,23 +320,28 @@ class CudaExecutable(Executable):
         tiles.reverse()  # the last ones have the most keys: first
         return np.array(tiles, np.int32)
 
-    def _write_step(self, step: Step, tiles: NDArray[np.int32], size: StepSize, result_bytes: int) -> Places:
+    def _write_step(self, step: Step, tiles: NDArray[np.int32], size: StepSize, n_rows: int) -> Places:
         """Puts the step's arrays on the device and makes room for its results."""
         most = self._max_tokens
-        record = np.zeros(6 * most + step.page_table.size, np.int32)
+        n_sequences, n_entries = step.page_table.shape
+        record = np.zeros(6 * most + n_sequences * size.n_entries, np.int32)
         arrays = (step.tokens, step.positions, step.sequences, step.outputs, tiles.reshape(-1))
         for i, array in enumerate(arrays):
             record[i * most : i * most + len(array)] = array
-        record[6 * most :] = step.page_table.reshape(-1)
-        few = 0 if size.n_tiles else size.n_tokens * self._n_head * size.n_splits
+        record[6 * most :].reshape(n_sequences, size.n_entries)[:, :n_entries] = step.page_table
+        few = 0 if size.n_tiles else min(size.n_tokens, plan.SPLIT_TOKENS) * self._n_head * size.n_splits
         dim = self._kv.shape.head_dim
-        rooms = ((self._step, record.nbytes), (self._logits, result_bytes), (self._partial, 4 * few * (dim + 2)))
-        if any([room.reserve(n_bytes) for room, n_bytes in rooms]):
-            self._plans.clear()
-        assert self._step.memory is not None
-        assert self._partial.memory is not None
-        self._step.memory.write(record)
-        base, scratch = self._step.memory.address, self._scratch
+        width = self._result.width
+        k = size.wanted.k if size.wanted else 0
+        rooms = [(self._step, record.nbytes), (self._logits, 4 * n_rows * width), (self._partial, 4 * few * (dim + 2))]
+        rooms += [(self._highest, 8 * n_rows * k)]
+        rooms += [(room, n_rows * n_bytes) for room, n_bytes in zip(self._keys, _keys_sizes(width, k))]
+        if not all(room.has(n_bytes) for room, n_bytes in rooms):
+            self._plans.clear()  # they know the addresses
+            for room, n_bytes in rooms:
+                room.reserve(n_bytes)
+        self._step.in_use.write(record)
+        base, scratch = self._step.in_use.address, self._scratch
         return Places(
             tokens=base,
             positions=base + 4 * most,
@@ -351,8 +354,10 @@ class CudaExecutable(Executable):
             k=self._kv.k.address,
             v=self._kv.v.address,
             layer_bytes=self._kv.layer_bytes,
-            partial=self._partial.memory.address,
-            max_sum=self._partial.memory.address + 4 * few * dim,
+            partial=self._partial.in_use.address,
+            max_sum=self._partial.in_use.address + 4 * few * dim,
+            keys=(self._keys[0].in_use.address, self._keys[1].in_use.address),
+            highest=self._highest.in_use.address,
             **{name: memory.address for name, memory in scratch.items()},
         )
 
@@ -361,14 +366,14 @@ class CudaExecutable(Executable):
 
         def buffer(b: Buffer) -> int:
             if b.id == self._result.id:
-                assert self._logits.memory is not None
-                return self._logits.memory.address
+                return self._logits.in_use.address
             if b.id in self._input_of:
                 return self._inputs[self._input_of[b.id]].address
             return self._slots[self._slot_of[b.id]].address
 
         return Planner(
             self._ops,
+            self._result,
             self._kv.shape,
             size,
             places,
@@ -382,19 +387,32 @@ class CudaExecutable(Executable):
         self._closed = True
         self._plans.clear()
         self._kept.clear()
-        rooms = [room.memory for room in (self._logits, self._step, self._partial) if room.memory is not None]
-        for memory in (*self._slots, *self._inputs.values(), *self._scratch.values(), *rooms):
+        for memory in (*self._slots, *self._inputs.values(), *self._scratch.values()):
             memory.free()
+        for room in (self._logits, self._step, self._partial, self._highest, *self._keys):
+            room.free()
 
 
 def _scratch_sizes(ops: list[LoweredOp]) -> dict[str, int]:
-    """Bytes a token of rounded activations, and of the halves of a gate, for the widest op."""
+    """Bytes a token of activations, rounded or in parts, and of a gate and its `up`, for the widest op."""
     linears = [op for op in ops if op.kind in (Kind.LINEAR, Kind.QUANTIZE)]
     width = max((op.width for op in linears), default=0)
     padded = -(-width // plan.MANY_K) * plan.MANY_K
     gate = max((op.weights[0].shape[0] for op in linears if len(op.weights) == 2 and op.epilogue == 2), default=0)
-    sizes = {"codes": width, "meta": width // 32 * 8, "halves": 4 * padded, "factors": 4, "gate": 4 * gate}
+    sizes = {"codes": width, "meta": width // 32 * 8, "parts": 4 * padded, "factors": 4, "gate": 4 * gate}
     return {**sizes, "up": sizes["gate"]}
+
+
+def _keys_sizes(n: int, k: int) -> tuple[int, int]:
+    """Bytes of the keys that two launches in a row leave of a row of n logits, each the most of any such launch."""
+    left = [8 * k * groups for groups in plan.highest_groups(n, k) if groups > 1]
+    return max(left[::2], default=0), max(left[1::2], default=0)
+
+
+def _read(room: Room, data: NDArray[Any]) -> NDArray[Any]:
+    if data.size:
+        room.in_use.read(data)
+    return data
 
 
 def _within(array: NDArray[np.int32], end: int) -> bool:

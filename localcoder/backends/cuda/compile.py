@@ -42,22 +42,23 @@ class Module:
         return self.source if self.weight is None else f"{self.source}-{self.weight.name}"
 
 
-PLAIN_MODULES = (Module("elementwise"), Module("attention"))
-ALL_MODULES = (*PLAIN_MODULES, *(Module("linear", qtype) for qtype in ALL))
+PLAIN_MODULES = (Module("elementwise"), Module("attention"), Module("highest"))
+ALL_MODULES = (*PLAIN_MODULES, Module("peak"), *(Module("linear", qtype) for qtype in ALL))
 
 
 def module_of(kernel: str, weight: QuantType | None) -> Module:
     """The module that has this kernel."""
     if weight is not None:
         return Module("linear", weight)
-    return Module("attention" if kernel.startswith(("lc_attend", "lc_combine")) else "elementwise")
+    prefixes = {"lc_attend": "attention", "lc_combine": "attention", "lc_highest": "highest", "lc_peak": "peak"}
+    return Module(next((source for prefix, source in prefixes.items() if kernel.startswith(prefix)), "elementwise"))
 
 
 @cache
 def sources_folder() -> Path | None:
-    """Where csrc/cuda lies: in the installed package, or in the source tree around it."""
-    package = Path(str(importlib.resources.files("localcoder")))
-    for folder in (package / "_native" / "cuda", package.parent / "csrc" / "cuda"):
+    """Where csrc/cuda lies: in the source tree around this file, or in the installed package."""
+    installed = importlib.resources.files("localcoder") / "_native" / "cuda"
+    for folder in (Path(__file__).resolve().parents[3] / "csrc" / "cuda", Path(str(installed))):
         if (folder / "linear.cu").is_file():
             return folder
     return None

@@ -56,6 +56,39 @@ class Memory:
         self.address = 0
 
 
+class Room:
+    """Memory that grows when more is asked for than ever before."""
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self._memory: Memory | None = None
+
+    @property
+    def in_use(self) -> Memory:
+        """What was reserved."""
+        assert self._memory is not None
+        return self._memory
+
+    @staticmethod
+    def grown(n_bytes: int) -> int:
+        """What is taken where `n_bytes` are asked for."""
+        return -(-max(n_bytes, 1) * 5 // 4)
+
+    def has(self, n_bytes: int) -> bool:
+        return self._memory is not None and self._memory.n_bytes >= n_bytes
+
+    def reserve(self, n_bytes: int) -> None:
+        """Makes room for `n_bytes`; what was there is lost if it is not there yet."""
+        if not self.has(n_bytes):
+            self.free()
+            self._memory = Memory(self._device, self.grown(n_bytes))
+
+    def free(self) -> None:
+        if self._memory is not None:
+            self._memory.free()
+            self._memory = None
+
+
 class Device(ABC):
     """One card. Calls come from one thread at a time; work is done in the order of the calls.
 

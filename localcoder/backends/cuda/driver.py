@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from localcoder.backends.base import InstructionSet
 from localcoder.backends.cuda.backend import CudaBackend
-from localcoder.backends.cuda.cards import Card, DriverError, checked, driver_api, survey_cards
+from localcoder.backends.cuda.cards import Card, checked, driver_api, survey_cards
 from localcoder.backends.cuda.compile import (
     PLAIN_MODULES,
     Module,
@@ -117,26 +118,35 @@ class CardDevice(Device):
         except Exception as e:
             raise BackendError(f"{card.name} does not start: {' '.join(str(e).split())[:200]}") from None
 
-    def _do(self, result: tuple[Any, ...]) -> Any:
+    @contextmanager
+    def _current(self) -> Iterator[None]:
+        """Makes the card that of this thread. What the driver or its library then complain about becomes one line: a
+        BackendError, or a MemoryError; a card that has failed fails from then on."""
         try:
-            return checked(result)
-        except DriverError as e:
-            raise BackendError(f"{self.description}: {e}") from None
+            self._device.set_current()
+            yield
+        except (BackendError, MemoryError):
+            raise
+        except Exception as e:
+            reason = " ".join(str(e).split())[:200] or type(e).__name__
+            if "OUT_OF_MEMORY" in reason:
+                raise MemoryError(f"{self.description}: its memory is used up") from None
+            raise BackendError(f"{self.description} fails: {reason}") from None
 
     @property
     def free_bytes(self) -> int:
-        self._device.set_current()
-        free, _ = self._do(self._api.cuMemGetInfo())
-        return int(free)
+        with self._current():
+            free, _ = checked(self._api.cuMemGetInfo())
+            return int(free)
 
     @property
     def usable_bytes(self) -> int:
         return max(self.free_bytes - RESERVED_BYTES, 0)
 
     def allocate(self, n_bytes: int) -> int:
-        self._device.set_current()
         try:
-            return int(self._do(self._api.cuMemAlloc(max(n_bytes, 1))))
+            with self._current():
+                return int(checked(self._api.cuMemAlloc(max(n_bytes, 1))))
         except MemoryError:
             needed, free = (n / 2**30 for n in (n_bytes, self.free_bytes))
             raise MemoryError(
@@ -144,22 +154,23 @@ class CardDevice(Device):
             ) from None
 
     def release(self, address: int) -> None:
-        self._device.set_current()
-        self._api.cuMemFree(address)  # fails only when the driver is gone already
+        with suppress(Exception):  # the driver is gone already, or the card has failed
+            self._device.set_current()
+            self._api.cuMemFree(address)
 
     def write(self, address: int, data: NDArray[Any]) -> None:
-        self._device.set_current()
-        self._do(self._api.cuMemcpyHtoDAsync(address, data.ctypes.data, data.nbytes, self._stream.handle))
-        self._stream.sync()  # `data` may go away
+        with self._current():
+            checked(self._api.cuMemcpyHtoDAsync(address, data.ctypes.data, data.nbytes, self._stream.handle))
+            self._stream.sync()  # `data` may go away
 
     def read(self, address: int, data: NDArray[Any]) -> None:
-        self._device.set_current()
-        self._do(self._api.cuMemcpyDtoHAsync(data.ctypes.data, address, data.nbytes, self._stream.handle))
-        self._stream.sync()
+        with self._current():
+            checked(self._api.cuMemcpyDtoHAsync(data.ctypes.data, address, data.nbytes, self._stream.handle))
+            self._stream.sync()
 
     def copy(self, source: int, target: int, n_bytes: int) -> None:
-        self._device.set_current()
-        self._do(self._api.cuMemcpyDtoDAsync(target, source, n_bytes, self._stream.handle))
+        with self._current():
+            checked(self._api.cuMemcpyDtoDAsync(target, source, n_bytes, self._stream.handle))
 
     def _kernel(self, launch: Launch) -> Any:
         kernel = self._kernels.get(launch.kernel)
@@ -177,9 +188,9 @@ class CardDevice(Device):
         return self._modules[module.name]
 
     def prepare(self, weights: Iterable[QuantType]) -> None:
-        self._device.set_current()
-        for module in (*PLAIN_MODULES, *(Module("linear", qtype) for qtype in weights)):
-            self._module(module)
+        with self._current():
+            for module in (*PLAIN_MODULES, *(Module("linear", qtype) for qtype in weights)):
+                _ = self._module(module).handle  # loaded on the card, which would else be done at the first launch
 
     def _launch_on(self, where: Any, launch: Launch) -> None:
         config = self._core.LaunchConfig(grid=launch.grid, block=launch.threads)
@@ -187,25 +198,25 @@ class CardDevice(Device):
         self._core.launch(where, config, self._kernel(launch), *words)
 
     def launch(self, launch: Launch) -> None:
-        self._device.set_current()
-        self._launch_on(self._stream, launch)
+        with self._current():
+            self._launch_on(self._stream, launch)
 
     def record(self, launches: Sequence[Launch]) -> object:
-        self._device.set_current()
-        for launch in launches:
-            self._kernel(launch)  # compiled and loaded before the recording
-        builder = self._stream.create_graph_builder()
-        builder.begin_building()
-        for launch in launches:
-            self._launch_on(builder, launch)
-        builder.end_building()
-        graph = builder.complete()
-        builder.close()
-        return graph
+        with self._current():
+            for launch in launches:
+                self._kernel(launch)  # compiled and loaded before the recording
+            builder = self._stream.create_graph_builder()
+            builder.begin_building()
+            for launch in launches:
+                self._launch_on(builder, launch)
+            builder.end_building()
+            graph = builder.complete()
+            builder.close()
+            return graph
 
     def replay(self, recorded: object) -> None:
-        self._device.set_current()
-        recorded.launch(self._stream)  # type: ignore[attr-defined]
+        with self._current():
+            recorded.launch(self._stream)  # type: ignore[attr-defined]
 
     def close(self) -> None:
         self._kernels.clear()

@@ -12,18 +12,22 @@ from itertools import groupby
 
 from localcoder.backends.c.lowering import Epilogue, Kind, LoweredOp
 from localcoder.backends.cuda.device import Launch
+from localcoder.backends.highest import Wanted
 from localcoder.backends.program import Buffer, KVShape
 from localcoder.quants.spec import QuantTensor, QuantType
 
-# As in csrc/cuda: few.h, many.h, attention.cu, elementwise.cu.
+# As in csrc/cuda: few.h, many.h, attention.cu, elementwise.cu, highest.cu.
 FEW_COLUMNS = (1, 2, 4, 8, 16)
 FEW_ROWS, FEW_WARPS, MAX_WEIGHTS = 2, 4, 3
 MANY_ROWS, MANY_TOKENS, MANY_K = 128, 64, 64
-KEYS, TILE, MAX_DIM = 128, 64, 128
+KEYS, TILE, MAX_DIM = 128, 64, 256
+SPLIT_DIMS, TILE_DIMS = (128, 256), (64, 128)  # head_dim up to which there are kernels
 FEW_HEADS = (1, 4, 8)
 ROW_THREADS = 256
+HIGHEST_GROUP = 4096
 SMALL_BLOCKS, SMALL_THREADS = ("lc_few_", "lc_embed_", "lc_attend_", "lc_combine"), 128
 LONG_RUN = 9  # neighbouring tokens of a sequence from which tiles pay
+SPLIT_TOKENS = 16  # whose attention is split at once: their partial results need room
 
 Q8, NONE = "q8", 0
 
@@ -32,7 +36,8 @@ Q8, NONE = "q8", 0
 class StepSize:
     """All of a step that its launches depend on.
 
-    `n_tiles` is 0 where attention is split over the keys, into `n_splits`.
+    `n_entries` and `n_splits` are `rounded_up`. `n_tiles` is 0 where attention is split over the keys, into `n_splits`.
+    `wanted`: of the result's rows.
     """
 
     n_tokens: int
@@ -40,6 +45,7 @@ class StepSize:
     n_entries: int
     n_splits: int
     n_tiles: int
+    wanted: Wanted | None = None
 
 
 @dataclass(frozen=True)
@@ -59,30 +65,50 @@ class Places:
     layer_bytes: int
     codes: int
     meta: int
-    halves: int
+    parts: int
     factors: int
     gate: int
     up: int
     partial: int
     max_sum: int
+    keys: tuple[int, int]
+    highest: int
+
+
+def rounded_up(n: int) -> int:
+    """To one of few sizes, four an octave, so that steps of a growing context share a plan."""
+    size = 1 << max(n.bit_length() - 3, 0)
+    return -(-n // size) * size
+
+
+def highest_groups(n: int, k: int) -> list[int]:
+    """How many groups are left of a row of n logits after each launch that takes groups down to their k highest."""
+    groups = [-(-n // HIGHEST_GROUP)]
+    while groups[-1] > 1:
+        groups.append(-(-groups[-1] * k // HIGHEST_GROUP))
+    return groups
 
 
 class Planner:
     """Makes the launches of one step.
 
     Args:
+        result: the program's.
         buffer: address of each buffer.
         weight: address of a matrix in planes.
         vector: address of a float32 vector.
         grid: address of a format's grid, or NONE.
     """
 
-    def __init__(self, ops, kv: KVShape, size: StepSize, places: Places, *, buffer, weight, vector, grid) -> None:  # type: ignore[no-untyped-def]
+    def __init__(  # type: ignore[no-untyped-def]
+        self, ops, result: Buffer, kv: KVShape, size: StepSize, places: Places, *, buffer, weight, vector, grid
+    ) -> None:
         self._ops: list[LoweredOp] = ops
+        self._result = result
         self._kv, self._size, self._places = kv, size, places
         self._buffer, self._weight, self._vector, self._grid = buffer, weight, vector, grid
         self._launches: list[Launch] = []
-        self._halved: Buffer | None = None  # what `halves` holds
+        self._in_parts: tuple[Buffer, bool] | None = None  # what `parts` holds, and whether as bf16
 
     def plan(self) -> list[Launch]:
         fused = False
@@ -96,7 +122,24 @@ class Planner:
                 self._norm(op, fused)
             else:
                 getattr(self, f"_{op.kind.name.lower()}")(op)
+        if self._size.wanted is not None and self._rows(self._result.rows):
+            self._highest(self._result)
         return self._launches
+
+    def _highest(self, logits: Buffer) -> None:
+        """Leaves what is wanted of the result."""
+        wanted, p, x = self._size.wanted, self._places, self._buffer(logits)
+        assert wanted is not None
+        k, rows = wanted.k, self._rows(logits.rows)
+        n_keys = 0
+        for i, n_groups in enumerate(highest_groups(logits.width, k)):
+            target = (NONE, p.highest) if n_groups == 1 else (p.keys[i % 2], NONE)
+            grid, row = (n_groups, rows), (x, logits.width)
+            if i == 0:
+                self._launch("lc_highest", grid, *row, wanted.n_ids, k, n_groups, *target)
+            else:
+                self._launch("lc_highest_again", grid, p.keys[(i - 1) % 2], n_keys, *row, k, n_groups, *target)
+            n_keys = n_groups * k
 
     def _rows(self, rows: str) -> int:
         return self._size.n_tokens if rows == "tokens" else self._size.n_outputs
@@ -160,27 +203,33 @@ class Planner:
         p = self._places
         return p.k + layer * p.layer_bytes, p.v + layer * p.layer_bytes
 
-    def _sequence_arguments(self) -> tuple[int, ...]:
+    def _sequence_arguments(self, first: int = 0) -> tuple[int, ...]:
+        """From token `first` on."""
         p, kv = self._places, self._kv
         shape = (self._size.n_entries, kv.page_size, kv.n_head_kv, kv.head_dim)
-        return (p.positions, p.sequences, p.page_table, *shape)
+        return (p.positions + 4 * first, p.sequences + 4 * first, p.page_table, *shape)
 
     def _attend(self, op: LoweredOp) -> None:
         assert op.x is not None
         p, kv, size = self._places, self._kv, self._size
         q, out = self._buffer(op.x), self._buffer(op.out[0])
-        common = (q, *self._layer(op.layer), *self._sequence_arguments(), op.n_head)
         if size.n_tiles:
-            dim = 64 if kv.head_dim <= 64 else MAX_DIM
+            common = (q, *self._layer(op.layer), *self._sequence_arguments(), op.n_head)
+            dim = next(d for d in TILE_DIMS if d >= kv.head_dim)
             self._launch(f"lc_attend_many_{kv.kv_type}_{dim}", (size.n_tiles, op.n_head), *common, p.tiles, out)
             return
         group = op.n_head // kv.n_head_kv
         heads = next((h for h in FEW_HEADS if h >= group), FEW_HEADS[-1])
-        grid = (size.n_splits, kv.n_head_kv * -(-group // heads), size.n_tokens)
-        kernel = f"lc_attend_few_{kv.kv_type}_{heads}"
-        self._launch(kernel, grid, *common, size.n_splits, p.partial, p.max_sum)
-        arguments = (p.partial, p.max_sum, p.positions, op.n_head, size.n_splits, kv.head_dim, out)
-        self._launch("lc_combine", (op.n_head, size.n_tokens), *arguments)
+        dim = next(d for d in SPLIT_DIMS if d >= kv.head_dim)
+        kernel = f"lc_attend_few_{kv.kv_type}_{heads}_{dim}"
+        row = 4 * op.n_head * kv.head_dim
+        for t in range(0, size.n_tokens, SPLIT_TOKENS):
+            n = min(SPLIT_TOKENS, size.n_tokens - t)
+            common = (q + t * row, *self._layer(op.layer), *self._sequence_arguments(t), op.n_head)
+            grid = (size.n_splits, kv.n_head_kv * -(-group // heads), n)
+            self._launch(kernel, grid, *common, size.n_splits, p.partial, p.max_sum)
+            arguments = (p.partial, p.max_sum, p.positions + 4 * t, op.n_head, size.n_splits, kv.head_dim)
+            self._launch("lc_combine", (op.n_head, n), *arguments, out + t * row)
 
     def _elementwise(self, kernel: str, a: int, b: int, out: int, n: int) -> None:
         self._launch(kernel, (-(-n // ROW_THREADS),), a, b, out, n)
@@ -261,11 +310,13 @@ class Planner:
         p, qtype = self._places, weight.qtype
         inputs = (p.codes, p.meta, NONE, NONE)
         if qtype.activation != Q8:
-            inputs = (NONE, NONE, p.halves, p.factors)
-            if self._halved != op.x:
+            inputs = (NONE, NONE, p.parts, p.factors)
+            as_bf16 = qtype.name == "bf16"
+            if self._in_parts != (op.x, as_bf16):
                 padded = -(-op.width // MANY_K) * MANY_K
-                self._launch("lc_to_half", (n,), self._buffer(op.x), n, op.width, padded, p.halves, p.factors)
-                self._halved = op.x
+                target = (p.parts, p.factors, int(as_bf16))
+                self._launch("lc_to_parts", (n,), self._buffer(op.x), n, op.width, padded, *target)
+                self._in_parts = (op.x, as_bf16)
         n_out = weight.shape[0]
         arguments = (*inputs, self._grid(qtype), op.width, n, self._weight(weight), n_out, out, residual, int(epilogue))
         grid = (-(-n_out // MANY_ROWS), -(-n // MANY_TOKENS))

@@ -8,14 +8,15 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from localcoder.backends.highest import Row
 from localcoder.coder import Coder
 from localcoder.measure.evaluation.protocol import Request
 from localcoder.model.engine import Chunk
 from localcoder.model.kv_cache import SequencePages
-from localcoder.quants.spec import Float32
 from localcoder.session.generation import StopStrings
 from localcoder.session.options import SamplingOptions
 from localcoder.session.sampler import Sampler
+from localcoder.session.session import common_wanted
 from localcoder.tokenizer.tokenizer import StreamDecoder
 
 
@@ -105,16 +106,18 @@ class BatchGenerator:
     def _step(self) -> Iterator[Written]:
         """Computes one step of all slots; yields those that it finishes."""
         chunks = [Chunk(slot.sequence, np.array(slot.pending, np.int32)) for slot in self._slots]
-        logits = self._coder.engine.evaluate(chunks)
-        for slot, row in list(zip(self._slots, logits)):
+        engine = self._coder.engine
+        wanted = common_wanted([slot.sampler for slot in self._slots], engine.n_vocab)
+        rows = engine.evaluate(chunks) if wanted is None else engine.evaluate_highest(chunks, wanted)
+        for slot, row in list(zip(self._slots, rows)):
             if self._advance(slot, row):
                 self._slots.remove(slot)
                 self._keep(slot)
                 yield Written(slot.number, "".join(slot.text), slot.n_tokens)
 
-    def _advance(self, slot: _Slot, logits: Float32) -> bool:
+    def _advance(self, slot: _Slot, row: Row) -> bool:
         """Takes a slot's next token; returns whether its text has ended."""
-        token = slot.sampler.sample(logits, slot.history)
+        token = slot.sampler.sample(row, slot.history)
         if token in self._coder.tokenizer.stop_ids:
             slot.text.append(slot.stops.feed(slot.decoder.flush()) + slot.stops.flush())
             return True
