@@ -81,7 +81,7 @@ class PythonSyntax:
             parse = self._parse if ended is None else self._feed(ended)
             if parse is None:
                 return start
-            if ended is not None or self._state[0] == "code":
+            if ended is not None or self._state[0] in ("code", "joined"):
                 start = n
             if state is None:
                 return n

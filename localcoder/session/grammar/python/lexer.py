@@ -3,9 +3,9 @@
 A state is a tuple whose first item says what is being read; the last item, `inside`, says in which f-strings. A step
 takes one byte. Where that byte cannot belong to the word before it, the word is reported, and the byte begins the next.
 
-After https://docs.python.org/3/reference/lexical_analysis.html. Left out, since code has none of it: keywords right
-behind `0x…`, `0b…`, `0o…` or before an exponent could end (`1else`), and what f-strings may have in 3.12 for the first
-time, quotes of their own kind excepted, in their format specifiers.
+After https://docs.python.org/3/reference/lexical_analysis.html. What code hardly ever has is refused: `and` and
+`else` right behind a number, a line that begins with a backslash, quotes and backslashes in format specifiers. What is
+in `\\N{…}` need not be the name of a character.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import keyword
 import string
 from dataclasses import dataclass
 from typing import Any
+
+from localcoder.session.grammar.python.numbers import WHOLE, next_in_number
 
 State = tuple[Any, ...]
 Event = str | tuple[str, int, int]
@@ -35,36 +37,8 @@ _LETTERS = frozenset(string.ascii_letters + "_")
 _NAME = _LETTERS | frozenset(string.digits)
 _HEX = frozenset(string.hexdigits)
 _ESCAPES = {"x": "x2", "u": "u4", "U": "U", "N": "N"}  # those with something to follow, and what they begin with
-_KEYWORDS_AFTER_NUMBERS = "afino"  # the letters with which and, for, if, in, is, not and or begin
+_KEYWORDS_AFTER_NUMBERS = "fino"  # the letters with which for, if, in, is, not and or begin
 _NO_NAMES_FROM = 0x40000  # but for selectors of variants, which no name needs
-
-# Numbers: from each state with characters of each kind to the next. Those in _WHOLE may end there.
-_NUMBERS: dict[str, dict[str, str]] = {
-    "0": {"0": "0", "_": "0_", "19": "lead", ".": "point", "e": "exp", "j": "j", "x": "x", "o": "o", "b": "b"},
-    "0_": {"0": "0", "19": "lead"},
-    "lead": {"0": "lead", "19": "lead", "_": "lead_", ".": "point", "e": "exp", "j": "j"},
-    "lead_": {"0": "lead", "19": "lead"},
-    "int": {"0": "int", "19": "int", "_": "int_", ".": "point", "e": "exp", "j": "j"},
-    "int_": {"0": "int", "19": "int"},
-    "point": {"0": "frac", "19": "frac", "e": "exp", "j": "j"},
-    "frac": {"0": "frac", "19": "frac", "_": "frac_", "e": "exp", "j": "j"},
-    "frac_": {"0": "frac", "19": "frac"},
-    "exp": {"0": "digits", "19": "digits", "+": "sign"},
-    "sign": {"0": "digits", "19": "digits"},
-    "digits": {"0": "digits", "19": "digits", "_": "digits_", "j": "j"},
-    "digits_": {"0": "digits", "19": "digits"},
-    "j": {},
-}
-_WHOLE = {"0", "int", "point", "frac", "digits", "j", "hex", "oct", "bin"}
-_BASES = {"x": ("hex", _HEX), "o": ("oct", frozenset("01234567")), "b": ("bin", frozenset("01"))}
-
-
-def _next_in_number(at: str, c: str) -> str | None:
-    for base, (whole, digits) in _BASES.items():
-        if at in (base, whole, base + "_"):
-            return whole if c in digits else base + "_" if c == "_" and at != base + "_" else None
-    kind = "19" if c in "123456789" else "+" if c in "+-" else c.lower()
-    return _NUMBERS[at].get(kind)
 
 
 @dataclass(frozen=True)
@@ -111,7 +85,7 @@ class Lexer:
             case "name", text, _:
                 return text if text in _WORDS else "NAME"
             case "number", at, _:
-                return "NUMBER" if at in _WHOLE else None
+                return "NUMBER" if at in WHOLE else None
             case "op", text, _:
                 return text if text in OPERATORS else None
             case "word", event, _:
@@ -166,7 +140,7 @@ class Lexer:
             case "utf8":
                 return None, _continued(state, byte)
             case "number":
-                at = _next_in_number(state[1], c)
+                at = next_in_number(state[1], c)
                 if at is not None:
                     return None, ("number", at, inside)
                 if (c in _NAME and c not in _KEYWORDS_AFTER_NUMBERS) or byte >= 0x80:
@@ -183,9 +157,11 @@ class Lexer:
             case "comment":
                 return None, self._begin(c, inside) if c in "\r\n" else state
             case "backslash":
-                return None, {"\n": ("code", inside), "\r": ("backslash cr", inside)}.get(c)
-            case "backslash cr":
-                return None, ("code", inside) if c == "\n" else self._begin(c, inside)
+                return None, {"\n": ("joined", inside), "\r": ("joined cr", inside)}.get(c)
+            case "joined" | "joined cr":
+                if c in " \t\f" or (c == "\n" and kind == "joined cr"):
+                    return None, ("code" if c != "\n" else "joined", inside)
+                return None, self._begin(c, inside)
             case "bang":
                 if c == "=":
                     return None, ("op", "!=", inside)
@@ -246,6 +222,8 @@ class Lexer:
             return None, ("line", column // 8 * 8 + 8, least + 1)
         if c == "#":
             return None, ("line comment", ())
+        if c == "\\":
+            return None, None
         return ("LINE", column, least), self._begin(c, ())
 
     def _known(self, text: str) -> str | None:
@@ -317,7 +295,7 @@ class Lexer:
         if c == "\\":
             return False
         outer = [level[1] for level in inside if level[0] == "text"]
-        return all(c != quote[0] for quote in outer) and (c not in "\r\n" or self._may_break(inside))
+        return c not in outer and (c not in "\r\n" or self._may_break(inside))
 
     def _may_break(self, inside: State) -> bool:
         """Whether a field may have a line break."""
