@@ -80,7 +80,7 @@ class PythonSyntax:
             ended, state = self._tokens.step(self._state, byte)
             parse = self._parse if ended is None else self._feed(ended)
             if parse is None:
-                return start
+                return n if isinstance(ended, tuple) else start
             if ended is not None or self._state[0] in ("code", "joined"):
                 start = n
             if state is None:
