@@ -2,6 +2,8 @@
 
     python tools/measure_speculation.py [-m MODEL.gguf] [--tasks N] [--n-tokens N] [--out RESULT.md] [FILE...]
 
+    python tools/measure_speculation.py --shape 1.3b --type q4_0 [...]     random weights, made for the moment
+
 The tasks are edits of functions from Python files, by default those of the running interpreter's standard library:
 rename a variable, add an argument, insert a docstring. The prompt is the function, the answer the edited function,
 whatever the model itself would say: the weights may be random, and what is measured is the speed. The last row replays
@@ -22,6 +24,7 @@ import random
 import re
 import sys
 import sysconfig
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -30,6 +33,7 @@ from pathlib import Path
 
 import click
 from figures import machine, write_table
+from make_checkpoint import SHAPES, make_config, write_gguf
 
 from localcoder import Coder
 from localcoder.session.lookup import Lookup
@@ -202,6 +206,8 @@ def measure(coder: Coder, tasks: Sequence[Task], n_tokens: int, rounds: int) -> 
 @click.command()
 @click.argument("files", nargs=-1, type=click.Path(path_type=Path, exists=True, dir_okay=False))
 @click.option("-m", "--model", type=click.Path(path_type=Path), help="Default: the embedded model.")
+@click.option("--shape", type=click.Choice(list(SHAPES)), help="Instead of a model: random weights of this shape.")
+@click.option("--type", "type_name", default="q4_0", show_default=True, help="Of those weights.")
 @click.option("--tasks", default=20, help="Edits in all.")
 @click.option("--n-tokens", default=200, help="Most tokens of an answer.")
 @click.option("--rounds", type=click.IntRange(1), default=3)
@@ -211,6 +217,8 @@ def measure(coder: Coder, tasks: Sequence[Task], n_tokens: int, rounds: int) -> 
 def main(
     files: tuple[Path, ...],
     model: Path | None,
+    shape: str | None,
+    type_name: str,
     tasks: int,
     n_tokens: int,
     rounds: int,
@@ -221,6 +229,16 @@ def main(
     """Measure speculation."""
     library = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
     made = make_tasks(files or library, tasks, random.Random(seed))
+    with tempfile.TemporaryDirectory() as folder:
+        if shape is not None:
+            model = Path(folder) / f"random-{shape}-{type_name}.gguf"
+            write_gguf(model, make_config(**SHAPES[shape]), type_name)
+        _measure(model, made, n_tokens, rounds, threads, out)
+
+
+def _measure(
+    model: Path | None, made: Sequence[Task], n_tokens: int, rounds: int, threads: int | None, out: Path | None
+) -> None:
     with Coder(model, n_ctx=2048, threads=threads) as coder:
         replay(coder, made[0], 8, speculate=True)  # warms up
         click.echo(f"{'tasks':<14}{'plain t/s':>10}{'guessing':>10}{'ratio':>7}{'accepted part':>15}{'right':>7}")
