@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from localcoder.session.grammar.python.lexer import Event, Lexer, State
+from localcoder.session.grammar.python.lexer import Event, Lexer, State, Step
 from localcoder.tokenizer.tokenizer import Tokenizer
 
 _MOST_SCANS = 256  # that are kept; each takes four bytes a token
@@ -60,16 +60,16 @@ class TokenLexer:
         self._next = np.zeros((1, 256), np.int32)
         self._ended = np.zeros((1, 256), np.int32)  # number of the word that ends before a byte, from 1 on
         self._is_ready = np.ones(1, np.bool_)
+        self._steps: dict[tuple[State, int], Step] = {}
         self._lock = threading.RLock()
         self.scan = functools.lru_cache(_MOST_SCANS)(self._scan)
 
-    def step(self, state: State, byte: int) -> tuple[Event | None, State | None]:
-        """As `Lexer.step`, from the table."""
-        with self._lock:
-            number = self._number(state)
-            self._prepare(np.array([number]))
-            ended = int(self._ended[number, byte])
-            return (self._events[ended - 1] if ended else None), self._states[self._next[number, byte]]
+    def step(self, state: State, byte: int) -> Step:
+        """As `Lexer.step`, but remembered."""
+        found = self._steps.get((state, byte))
+        if found is None:
+            found = self._steps[state, byte] = self.lexer.step(state, byte)
+        return found
 
     def _scan(self, state: State) -> Scan:
         """The tokens after a state; kept for later calls."""
