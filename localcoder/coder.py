@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, overload
 
 from localcoder.assist.hygiene import ALL_RULES, Rules, Scope
 from localcoder.errors import OptionError
+from localcoder.session.constraint import Surroundings
 from localcoder.session.generation import Completion, Generation
 from localcoder.session.infill import Infill, InfillRequest, Infills
 from localcoder.session.opened import embedded_model
@@ -290,7 +291,14 @@ class Coder(Readings):
         told, tokens = self._conversation(messages, system, checked)
         n_head = head_length(self._tokenizer, told, tokens) if checked.context_overflow == "shift" else 0
         return Generation(
-            self._pool.lend, self._tokenizer, self.n_vocab, tokens, checked, draft=self._draft, n_head=n_head
+            self._pool.lend,
+            self._tokenizer,
+            self.n_vocab,
+            tokens,
+            checked,
+            draft=self._draft,
+            n_head=n_head,
+            around=Surroundings(),
         )
 
     def choices(
@@ -344,10 +352,10 @@ class Coder(Readings):
         checked = _checked(options)
         self._require_open()
         if isinstance(prompt, str):
-            tokens = self._tokenizer.tokenize(prompt)
+            tokens, around = self._tokenizer.tokenize(prompt), None
         else:
-            _, tokens = self._conversation(prompt, None, checked)
-        return Several(self._pool.lend, self._tokenizer, self.n_vocab, tokens, checked, n, best_of)
+            (_, tokens), around = self._conversation(prompt, None, checked), Surroundings()
+        return Several(self._pool.lend, self._tokenizer, self.n_vocab, tokens, checked, n, best_of, around=around)
 
     def _conversation(
         self, messages: str | Sequence[Message], system: str | None, options: GenerationOptions

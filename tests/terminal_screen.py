@@ -51,6 +51,11 @@ class Terminal:
         return [row.rstrip() for row in self._screen.display]
 
     @property
+    def cells(self) -> Any:
+        """The characters by row and column, with their colours."""
+        return self._screen.buffer
+
+    @property
     def text(self) -> str:
         return "\n".join(self.rows)
 
@@ -76,6 +81,10 @@ class Terminal:
         while not (self.rows[self._screen.cursor.y].startswith(">") and "context" in self.rows[-1] + self.text[-200:]):
             assert time.monotonic() < deadline, f"no prompt comes; saw:\n{self.text}"
             self._read(0.2)
+        self.read_all()
+
+    def read_all(self) -> None:
+        """Until nothing more comes."""
         while self._read(0.1):
             pass
 
@@ -84,8 +93,7 @@ class Terminal:
         deadline = time.monotonic() + 30
         while self.process.poll() is None and time.monotonic() < deadline:
             self._read(0.1)
-        while self._read(0.1):
-            pass
+        self.read_all()
         os.close(self._ours)
         return self.process.wait(1)
 

@@ -1,6 +1,6 @@
 """What infill is worth on Python files that a model never saw, with every rule on and off.
 
-    python tools/measure_infill.py FILE... [-m MODEL.gguf] [-n HOLES] [--seed SEED]
+    python tools/measure_infill.py FILE... [-m MODEL.gguf] [-n HOLES] [--seed SEED] [--out RESULT.md]
 
 Holes are made in top-level statements of the files, which have to be Python as `ast` reads it:
 
@@ -24,6 +24,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import click
+from figures import machine, write_table
 
 from localcoder import Coder, InfillRequest
 from localcoder.assist.hygiene import ALL_RULES, NO_RULES, Rules, Scope
@@ -103,11 +104,19 @@ def make_holes(text: str, kind: str, n: int, rng: random.Random) -> Iterator[Hol
 @click.option("--seed", default=0)
 @click.option("--kind", "kinds", multiple=True, default=KINDS, type=click.Choice(KINDS))
 @click.option("--only", multiple=True, help="Sets of rules to measure.  [default: all of them]")
+@click.option("--out", type=click.Path(path_type=Path), help="Also write the table, as Markdown.")
 def main(
-    files: tuple[Path, ...], model: Path | None, holes: int, seed: int, kinds: tuple[str, ...], only: tuple[str, ...]
+    files: tuple[Path, ...],
+    model: Path | None,
+    holes: int,
+    seed: int,
+    kinds: tuple[str, ...],
+    only: tuple[str, ...],
+    out: Path | None,
 ) -> None:
     """Measure infill on held-out files."""
     with Coder(model) as coder:
+        rows = []
         click.echo(f"{'holes':<8}{'rules':<16}{'exact':>8}{'similar':>9}{'parses':>8}")
         for kind in kinds:
             rng = random.Random(seed)
@@ -124,6 +133,11 @@ def main(
                         sums[name][i] += value / len(made)
             for name, (exact, similar, parsed) in sums.items():
                 click.echo(f"{kind:<8}{name:<16}{exact:>8.1%}{similar:>9.3f}{parsed:>8.1%}")
+                rows.append([kind, name, str(len(made)), f"{exact:.1%}", f"{similar:.3f}", f"{parsed:.1%}"])
+        if out is not None:
+            notes = [f"{coder.path.name}; {machine()}.", "", "`tools/measure_infill.py` says what the columns are."]
+            header = ["holes", "rules", "n", "exact", "similar", "parses"]
+            write_table(out, "Infill, with the rules on and off", notes, header, rows)
 
 
 if __name__ == "__main__":

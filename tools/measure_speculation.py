@@ -1,6 +1,8 @@
 """What guessing repeated text is worth: known answers are replayed over a model, with and without speculation.
 
-    python tools/measure_speculation.py [-m MODEL.gguf] [--tasks N] [--n-tokens N] [FILE...]
+    python tools/measure_speculation.py [-m MODEL.gguf] [--tasks N] [--n-tokens N] [--out RESULT.md] [FILE...]
+
+    python tools/measure_speculation.py --shape 1.3b --type q4_0 [...]     random weights, made for the moment
 
 The tasks are edits of functions from Python files, by default those of the running interpreter's standard library:
 rename a variable, add an argument, insert a docstring. The prompt is the function, the answer the edited function,
@@ -22,6 +24,7 @@ import random
 import re
 import sys
 import sysconfig
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -29,6 +32,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import click
+from figures import machine, write_table
+from make_checkpoint import SHAPES, make_config, write_gguf
 
 from localcoder import Coder
 from localcoder.session.lookup import Lookup
@@ -201,34 +206,58 @@ def measure(coder: Coder, tasks: Sequence[Task], n_tokens: int, rounds: int) -> 
 @click.command()
 @click.argument("files", nargs=-1, type=click.Path(path_type=Path, exists=True, dir_okay=False))
 @click.option("-m", "--model", type=click.Path(path_type=Path), help="Default: the embedded model.")
+@click.option("--shape", type=click.Choice(list(SHAPES)), help="Instead of a model: random weights of this shape.")
+@click.option("--type", "type_name", default="q4_0", show_default=True, help="Of those weights.")
 @click.option("--tasks", default=20, help="Edits in all.")
 @click.option("--n-tokens", default=200, help="Most tokens of an answer.")
 @click.option("--rounds", type=click.IntRange(1), default=3)
 @click.option("--threads", type=int)
 @click.option("--seed", default=0)
+@click.option("--out", type=click.Path(path_type=Path), help="Also write the table, as Markdown.")
 def main(
     files: tuple[Path, ...],
     model: Path | None,
+    shape: str | None,
+    type_name: str,
     tasks: int,
     n_tokens: int,
     rounds: int,
     threads: int | None,
     seed: int,
+    out: Path | None,
 ) -> None:
     """Measure speculation."""
     library = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
     made = make_tasks(files or library, tasks, random.Random(seed))
+    with tempfile.TemporaryDirectory() as folder:
+        if shape is not None:
+            model = Path(folder) / f"random-{shape}-{type_name}.gguf"
+            write_gguf(model, make_config(**SHAPES[shape]), type_name)
+        _measure(model, made, n_tokens, rounds, threads, out)
+
+
+def _measure(
+    model: Path | None, made: Sequence[Task], n_tokens: int, rounds: int, threads: int | None, out: Path | None
+) -> None:
     with Coder(model, n_ctx=2048, threads=threads) as coder:
         replay(coder, made[0], 8, speculate=True)  # warms up
         click.echo(f"{'tasks':<14}{'plain t/s':>10}{'guessing':>10}{'ratio':>7}{'accepted part':>15}{'right':>7}")
-        rows = {}
+        rows, shown = {}, []
         for kind in (*KINDS, UNRELATED):
             chosen = [task for task in made if task.kind == kind]
             row = rows[kind] = measure(coder, chosen, n_tokens, rounds)
-            speeds = f"{row.plain.speed:>10.1f}{row.quick.speed:>10.1f}{row.ratio:>7.2f}"
-            click.echo(
-                f"{len(chosen):>2} {kind:<11}{speeds}{row.accepted_ratio:>15.2f}{row.n_right / row.plain.n:>7.0%}"
-            )
+            speeds = [f"{row.plain.speed:.1f}", f"{row.quick.speed:.1f}", f"{row.ratio:.2f}"]
+            cells = [f"{len(chosen)} {kind}", *speeds, f"{row.accepted_ratio:.2f}", f"{row.n_right / row.plain.n:.0%}"]
+            shown.append(cells)
+            click.echo(f"{cells[0]:<14}{cells[1]:>10}{cells[2]:>10}{cells[3]:>7}{cells[4]:>15}{cells[5]:>7}")
+        if out is not None:
+            notes = [
+                f"{coder.path.name}; {machine()}.",
+                "",
+                "`tools/measure_speculation.py` says what the columns are.",
+            ]
+            header = ["tasks", "plain tokens/s", "guessing", "ratio", "accepted part", "right"]
+            write_table(out, "Guessing what repeats itself", notes, header, shown)
     missed = [kind for kind in KINDS if not rows[kind].accepted_ratio >= LEAST_ACCEPTED]
     missed += [UNRELATED] if not rows[UNRELATED].ratio >= LEAST_UNRELATED else []
     if missed:

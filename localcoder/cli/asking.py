@@ -166,18 +166,21 @@ def ask(coder: Coder, name: str, values: dict[str, str], options: dict[str, Any]
     return coder.start_chat(prompt, **{"max_tokens": MOST_TOKENS, **options})
 
 
-def show_answer(coder: Coder, generation: Generation, as_json: bool, *, is_chat: bool = True) -> None:
+def show_answer(
+    coder: Coder, generation: Generation, as_json: bool, *, is_chat: bool = True, language: str | None = None
+) -> None:
     """Writes an answer as it comes; after Ctrl-C what there is of it, and the interrupt goes on.
 
     Args:
         is_chat: whether it is an answer, in which code blocks are coloured on a terminal, rather than code itself.
+        language: of that code, if it is known: then it is coloured, too.
     """
     try:
         if as_json:
             for _ in generation:
                 pass
-        elif is_chat and not is_plain():
-            with AnswerView() as view:
+        elif (is_chat or language) and not is_plain():
+            with AnswerView(language) as view:
                 for piece in generation:
                     view.feed(piece)
         else:

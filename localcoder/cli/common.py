@@ -14,7 +14,7 @@ import click
 from localcoder.errors import FileError, OptionError
 from localcoder.files.mapped import read_bounded
 from localcoder.model.kv_types import KV_TYPES
-from localcoder.session.options import OVERFLOWS, SAMPLERS, GenerationOptions, Range
+from localcoder.session.options import OVERFLOWS, SAMPLERS, SYNTAXES, GenerationOptions, Range
 
 if TYPE_CHECKING:
     from localcoder.coder import Coder
@@ -137,6 +137,9 @@ _OPTIONS_OF_THEIR_OWN: dict[str, Callable[[Any], Any]] = {  # of fields that are
     "grammar": click.option(
         "--grammar", type=click.Path(path_type=Path), metavar="FILE", callback=_text_that_is,
         help="The text is one of the grammar (GBNF) in this file.",
+    ),
+    "syntax": click.option(
+        "--syntax", type=click.Choice(SYNTAXES), help="Prompt and text are, at each token, how some such file begins."
     ),
 }  # fmt: skip
 FOR_PYTHON = {"on_token", "penalize_prompt"}

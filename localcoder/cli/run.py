@@ -91,7 +91,7 @@ def run(
         if prompt is None:
             prompt_loop(coder, conversation, as_json=as_json)
         else:
-            show_answer(coder, conversation.ask(prompt), as_json, is_chat=is_chat)
+            show_answer(coder, conversation.ask(prompt), as_json, is_chat=is_chat, language=options["syntax"])
         if session is not None:
             coder.save_session(session)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -26,6 +27,19 @@ class Constraint(Protocol):
     def is_complete(self) -> bool:
         """Whether the text is all there and nothing more may come."""
         ...
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What a text stands in.
+
+    Attributes:
+        before: what is in front of it.
+        after: what follows where it ends; None: nothing ever will.
+    """
+
+    before: bytes = b""
+    after: bytes | None = None
 
 
 class Edges:

@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-from localcoder.session.constraint import Constraint, Edges
+from localcoder.session.constraint import Constraint, Edges, Surroundings
 from localcoder.session.grammar.matcher import make_grammar
 from localcoder.session.lookup import Lookup
 from localcoder.session.options import GenerationOptions
@@ -234,6 +234,7 @@ class Generation:
         after: bytes that the text is made to end with, where the model ends it.
         draft: a smaller model that guesses, where the options say to speculate.
         n_head: how many tokens from the start are always kept, where the options say to go on in a full context.
+        around: what the text stands in, as far as it has to fit; default: the prompt is before it.
 
     `begun` and `after` are not for options that say what the text has to be.
 
@@ -253,6 +254,7 @@ class Generation:
         after: bytes = b"",
         draft: DraftModel | None = None,
         n_head: int = 1,
+        around: Surroundings | None = None,
     ) -> None:
         self._lend = lend
         self._tokenizer = tokenizer
@@ -262,7 +264,7 @@ class Generation:
         self._n_kept = n_head if options.context_overflow == "shift" else None
         self._draft = draft if options.speculate else None
         self._sampler = make_sampler(tokenizer, n_vocab, options)
-        self._grammar = make_grammar(tokenizer, n_vocab, options)
+        self._grammar = make_grammar(tokenizer, n_vocab, options, prompt, around)
         self._transcript = Transcript(tokenizer, options, self._sampler, self._grammar)
         self._speculation: Speculation | None = None
         self._n_prefill = 0

@@ -11,6 +11,7 @@ from typing import Any
 from localcoder.assist.context import Context, fit
 from localcoder.assist.hygiene import ALL_RULES, NO_RULES, Hygiene, Rules, Scope
 from localcoder.errors import ContextLengthError, OptionError
+from localcoder.session.constraint import Surroundings
 from localcoder.session.generation import Completion, Generation
 from localcoder.session.options import ANSWER_SHARE, GenerationOptions
 from localcoder.session.session import Session
@@ -31,7 +32,8 @@ class InfillRequest:
         path: the file's name, which tells what a comment looks like.
         extra_files: other files, text by path, the most important last.
         scope: how much is wanted at most; None: until the model ends its text.
-        rules: which rules tidy the result; none where the options have a regular expression, schema or grammar.
+        rules: which rules tidy the result; none where the options have a regular expression, schema or grammar, and
+            neither healing nor brackets where they have a syntax.
     """
 
     prefix: str
@@ -58,7 +60,9 @@ class Hole:
     def __init__(self, request: InfillRequest, tokenizer: Tokenizer, n_ctx: int, options: GenerationOptions) -> None:
         require_infill(tokenizer)
         rules = request.rules
-        if options.grammar_option is not None:  # it says what the text is: no rule may change it
+        if options.syntax is not None:
+            rules = replace(rules, heal_prefix=False, heal_suffix=False, brackets=False)
+        elif options.grammar_option is not None:  # it says what the text is: no rule may change it
             if request.scope is not None:
                 raise OptionError(f"scope and {options.grammar_option} exclude each other; give one of them")
             rules = NO_RULES
@@ -72,13 +76,14 @@ class Hole:
             heal_prefix=rules.heal_prefix,
             heal_suffix=rules.heal_suffix,
         )
+        self._around = Surroundings(request.prefix.encode(), request.suffix.encode())
         suffix = request.suffix[len(self.prompt.after) :]
         self._hygiene = Hygiene(request.prefix, suffix, scope=request.scope, path=request.path, rules=rules)
 
     @property
     def edges(self) -> dict[str, Any]:
-        """With what the answer begins and ends, as `Generation` takes it."""
-        return {"begun": self.prompt.begun, "after": self.prompt.after.encode()}
+        """With what the answer begins and ends, and what is around it, as `Generation` takes it."""
+        return {"begun": self.prompt.begun, "after": self.prompt.after.encode(), "around": self._around}
 
     def is_done(self, raw: str) -> bool:
         """Whether nothing that the model would write after `raw` is wanted."""

@@ -13,7 +13,8 @@ from typing import Any, TypedDict
 from localcoder.errors import OptionError
 
 SAMPLERS = ("top_k", "typical_p", "top_p", "min_p", "temperature")
-GRAMMAR_OPTIONS = ("regex", "json_schema", "grammar")  # what a text has to be; one of them at a time
+GRAMMAR_OPTIONS = ("regex", "json_schema", "grammar", "syntax")  # what a text has to be; one of them at a time
+SYNTAXES = ("python",)
 OVERFLOWS = ("stop", "shift")
 ANSWER_SHARE = 4  # where a prompt is cut to the context, at most one in so many positions is kept for the answer
 
@@ -127,6 +128,10 @@ class GenerationOptions(SamplingOptions):
         regex: a regular expression (https://docs.rs/regex/latest/regex/#syntax) that the whole text matches.
         json_schema: the text is JSON that fits this schema, which is a dictionary or JSON itself; {} is any JSON.
         grammar: the text is one of those that a grammar in GBNF, the notation of llama.cpp, describes.
+        syntax: "python": prompt and text together are how some Python file begins, at each token; the text ends only
+            where that file may. An answer in a conversation is a file of its own, and an infill follows its prefix and
+            ends where the next line of its suffix may follow. What Python knows is that of the version that runs this;
+            what its parser accepts may still be refused later (`return` outside a function).
     """
 
     max_tokens: int | None = _number(256, 1, 1 << 31, "Most tokens to generate.")
@@ -138,6 +143,7 @@ class GenerationOptions(SamplingOptions):
     regex: str | None = None
     json_schema: Mapping[str, Any] | str | bool | None = None
     grammar: str | None = None
+    syntax: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -160,6 +166,8 @@ class GenerationOptions(SamplingOptions):
             value = getattr(self, name)
             if value is not None and not isinstance(value, str):
                 raise OptionError(f"{name} is {value!r}; expected a text")
+        if self.syntax is not None and self.syntax not in SYNTAXES:
+            raise OptionError(f"syntax is {self.syntax!r}; expected {', '.join(SYNTAXES)}")
         if self.json_schema is not None and not isinstance(self.json_schema, (Mapping, str, bool)):
             raise OptionError(f"json_schema is {self.json_schema!r}; expected a dictionary, or JSON text")
 
@@ -199,3 +207,4 @@ class GenerationArguments(TypedDict, total=False):
     regex: str | None
     json_schema: Mapping[str, Any] | str | bool | None
     grammar: str | None
+    syntax: str | None

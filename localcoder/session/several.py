@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, closing
 from dataclasses import replace
 
 from localcoder.errors import OptionError
-from localcoder.session.constraint import Constraint
+from localcoder.session.constraint import Constraint, Surroundings
 from localcoder.session.generation import Completion, Start, Transcript, find_start, make_sampler
 from localcoder.session.grammar.matcher import make_grammar
 from localcoder.session.options import GenerationOptions
@@ -32,7 +32,7 @@ class Several:
         n: how many completions are wanted.
         best_of: how many texts to write, of which the `n` with the highest mean log-probability of their tokens are the
             completions, best first; None: `n`, in the order of their seeds.
-        begun, after: as for `Generation`.
+        begun, after, around: as for `Generation`.
 
     Raises:
         OptionError: `n` or `best_of` is no number from 1 or `n` on, or there is no randomness that would make the texts
@@ -51,6 +51,7 @@ class Several:
         *,
         begun: Sequence[int] = (),
         after: bytes = b"",
+        around: Surroundings | None = None,
     ) -> None:
         n_texts = n if best_of is None else best_of
         for name, value, least in (("n", n, 1), ("best_of", n_texts, n)):
@@ -76,7 +77,7 @@ class Several:
         seeds = ((first.seed + i) % _N_SEEDS for i in range(1, n_texts))
         others = (make_sampler(tokenizer, n_vocab, replace(options, seed=seed)) for seed in seeds)
         self._samplers = [first, *others]
-        grammar = make_grammar(tokenizer, n_vocab, options)
+        grammar = make_grammar(tokenizer, n_vocab, options, prompt, around)
         self._grammars = [grammar.copy() for _ in self._samplers] if grammar else []
         self._transcripts = [
             Transcript(tokenizer, options, *of_text)

@@ -73,3 +73,23 @@ def test_other_mistakes(cli, model, tmp_path):
     both = cli("run", model, "x", "--regex", "a", "--grammar", grammar)
     assert both.code == 2
     assert "regex and grammar exclude each other" in both.err
+
+
+def test_syntax(cli, tmp_path):
+    result = cli(
+        "run", "def f(x):", "--syntax", "python", "--temperature", 1, "--top-k", 0, "--max-tokens", 40, "--seed", 3
+    )
+    assert (result.code, result.err) == (0, "")
+    wrong = cli("run", "x = = 1", "--syntax", "python")
+    assert (wrong.code, wrong.out, wrong.err.count("\n")) == (2, "", 1)
+    assert "syntax: the text is no beginning of a Python file: line 1, column 5" in wrong.err
+    assert "'ruby' is not 'python'" in cli("run", "x", "--syntax", "ruby").err
+    assert "regex and syntax exclude each other" in cli("run", "x", "--syntax", "python", "--regex", "a").err
+    source = tmp_path / "area.py"
+    source.write_bytes(b"def area(r):\r\n    return \r\n\r\nprint(area(1))\r\n")
+    done = cli("complete", f"{source}:2", "--syntax", "python", "--max-tokens", 30)
+    assert (done.code, done.err) == (0, "")
+    again = cli(
+        "run", f"def area(r):\n    return {done.out}", "--syntax", "python", "--max-tokens", 1
+    )  # a beginning, too
+    assert (again.code, again.err) == (0, "")

@@ -70,12 +70,20 @@ def test_set(desk, capsys):
     run_command(desk, "/set stop a\\nb")
     run_command(desk, "/set speculate off")
     run_command(desk, "/set seed 3")
-    expected = {"max_tokens": 6, "temperature": 0.5, "stop": ["a\nb"], "speculate": False, "seed": 3}
+    run_command(desk, "/set syntax python")
+    expected = {
+        "max_tokens": 6,
+        "temperature": 0.5,
+        "stop": ["a\nb"],
+        "speculate": False,
+        "seed": 3,
+        "syntax": "python",
+    }
     assert desk.conversation.options == expected
     capsys.readouterr()
     run_command(desk, "/set")
     assert "temperature = 0.5\n" in capsys.readouterr().err
-    for key in ("temperature", "stop", "speculate", "seed"):
+    for key in ("temperature", "stop", "speculate", "seed", "syntax"):
         run_command(desk, f"/set {key}")
     assert desk.conversation.options == {"max_tokens": 6}
 
@@ -156,6 +164,7 @@ def test_copy(desk, tmp_path, monkeypatch):
         ("/set temperature -1", "expected a number from 0"),
         ("/set speculate maybe", "expected on or off"),
         ("/set samplers nonsense", "expected some of"),
+        ("/set syntax ruby", "expected python"),
     ],
 )
 def test_mistakes(desk, line, message):

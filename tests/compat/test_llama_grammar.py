@@ -104,6 +104,17 @@ def test_a_call_of_a_tool_has_the_shape_of_the_real_one(llm, real, arguments):
     assert mine[-1]["choices"][0]["finish_reason"] == "tool_calls"
 
 
+def test_the_format_for_calls_tells_the_model_of_the_function(path):
+    llm = ours.Llama(path, chat_format="chatml-function-calling", n_ctx=1024, verbose=False)
+    answer = llm.create_chat_completion(ASK, tools=TOOLS, tool_choice=CHOICE, max_tokens=200)
+    plain = llm.create_chat_completion(ASK, max_tokens=1)
+    (call,) = answer["choices"][0]["message"]["tool_calls"]
+    jsonschema.validate(json.loads(call["function"]["arguments"]), DETAIL)
+    described = len(llm.tokenize(json.dumps(DETAIL).encode(), add_bos=False))
+    assert answer["usage"]["prompt_tokens"] > plain["usage"]["prompt_tokens"] + described - 8
+    llm.close()
+
+
 def test_a_call_that_is_cut_says_so_and_none_is_an_answer(llm):
     cut = llm.create_chat_completion(ASK, tools=TOOLS, tool_choice=CHOICE, max_tokens=2)
     assert cut["choices"][0]["finish_reason"] == "length"

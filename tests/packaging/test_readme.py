@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import os
 import re
 import shlex
+import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +51,21 @@ def test_commands_and_options_exist(line: str) -> None:
     known = {option for parameter in command(name).params for option in parameter.opts} | {"--help"}
     used = [word for word in words if word.startswith("-")]
     assert set(used) <= known
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the tour is for a POSIX shell")
+def test_the_tour_runs_as_it_is_typed(tmp_path: Path) -> None:
+    (tour,) = re.findall(r"<!-- tour -->\n```sh\n(.*?)```\n<!-- end tour -->", README, re.S)
+    scripts = f"{sysconfig.get_path('scripts')}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": scripts}
+    *lines, last = tour.splitlines()
+    for line in lines:
+        done = subprocess.run(
+            ["sh", "-c", line], cwd=tmp_path, env=environment, input="", capture_output=True, text=True, check=False
+        )
+        assert (done.returncode, done.stderr) == (0, ""), line
+    assert last.partition("#")[0].split() == ["localcoder", "run"]  # tests/cli/test_terminal.py has that
+    assert not (tmp_path / "names.py").read_text(encoding="utf-8").endswith("os.list\n")
 
 
 def test_json_where_the_readme_says_so() -> None:

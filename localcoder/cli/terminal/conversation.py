@@ -12,7 +12,7 @@ from localcoder.cli.source import read_source
 from localcoder.errors import FileError, OptionError
 from localcoder.files.atomic import write_file
 from localcoder.files.json_reader import read_json
-from localcoder.session.options import GRAMMAR_OPTIONS, GenerationOptions
+from localcoder.session.options import GenerationOptions
 from localcoder.tokenizer.chat import ROLES
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from localcoder.session.generation import Completion, Generation
 
 _MOST_BYTES = 64 << 20  # of a saved conversation
-_NOT_SETTABLE = {"logit_bias", "logprobs", *GRAMMAR_OPTIONS} | FOR_PYTHON
+_NOT_SETTABLE = {"logit_bias", "logprobs", "regex", "json_schema", "grammar"} | FOR_PYTHON
 SETTABLE = tuple(spec.name for spec in fields(GenerationOptions) if spec.name not in _NOT_SETTABLE)
 
 
@@ -150,7 +150,7 @@ def _value_of(key: str, text: str) -> Any:
         if text.lower() not in ("on", "off", "true", "false"):
             raise OptionError(f"{key} is {text!r}; expected on or off")
         return text.lower() in ("on", "true")
-    if kind == "str":
+    if kind.startswith("str"):
         return text
     if kind.startswith("Sequence"):
         return [text.replace("\\n", "\n")] if key == "stop" else text.replace(",", " ").split()

@@ -53,7 +53,9 @@ def _answer(desk: Desk, as_json: bool) -> None:
     assert desk.question is not None
     question, desk.question = desk.question, None
     try:
-        show_answer(desk.coder, desk.conversation.ask(question), as_json, is_chat=desk.conversation.is_chat)
+        conversation = desk.conversation
+        language = conversation.options.get("syntax")
+        show_answer(desk.coder, conversation.ask(question), as_json, is_chat=conversation.is_chat, language=language)
     finally:
         desk.conversation.settle()
 

@@ -31,19 +31,27 @@ def is_plain() -> bool:
 
 
 class AnswerView:
-    """Writes an answer to the terminal; a context manager, whose end ends the last line."""
+    """Writes an answer to the terminal; a context manager, whose end ends the last line.
 
-    def __init__(self) -> None:
+    Args:
+        language: of the answer, if it is code as a whole. A line break at its start is left out: the terminal stands
+            at the start of a line already.
+    """
+
+    def __init__(self, language: str | None = None) -> None:
         from rich.console import Console
 
         self._console = Console(highlight=False, markup=False, emoji=False)
         self._line = ""
         self._fence = ""  # that the code block at hand began with
-        self._language = ""
+        self._language = language or ""
+        self._is_code = language is not None
         self._block: list[str] = []
 
     def feed(self, piece: str) -> None:
         """Writes a piece of the answer."""
+        if self._is_code and not self._line and not self._block:
+            piece = piece.removeprefix("\n")
         parts = visible(piece).replace("\t", _TAB).split("\n")
         for i, part in enumerate(parts):
             if i:
@@ -80,8 +88,8 @@ class AnswerView:
         from rich.text import Text
 
         fence = _FENCE.fullmatch(line)
-        if self._fence:
-            if line.strip() == self._fence:
+        if self._fence or self._is_code:
+            if not self._is_code and line.strip() == self._fence:
                 self._fence = ""
                 return Text(line, "dim")
             self._block.append(line)

@@ -6,6 +6,7 @@ named.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from localcoder.errors import OptionError
 
 _SYSTEM = "{% set system = (messages | selectattr('role', 'equalto', 'system') | first | default({})).content or '' %}"
 
+FUNCTION_CALLING = "chatml-function-calling"  # chatml, with the function that is to be called in the system prompt
 CHAT_FORMATS = {
     "llama-2": (
         _SYSTEM + "{% if system %}[INST] <<SYS>>\n{{ system }}\n<</SYS>>{% endif %} "
@@ -31,6 +33,19 @@ CHAT_FORMATS = {
         ("<|im_end|>",),
     ),
 }
+
+CHAT_FORMATS[FUNCTION_CALLING] = CHAT_FORMATS["chatml"]
+
+
+def with_functions(messages: Sequence[dict[str, str]], function: Mapping[str, Any] | None) -> list[dict[str, str]]:
+    """A conversation whose system prompt names the function to be called; None: as it is."""
+    if function is None:
+        return list(messages)
+    parameters = json.dumps(function.get("parameters") or {}, ensure_ascii=False)
+    described = f"Call the function {function['name']}. Its arguments are JSON of this schema: {parameters}"
+    system = [message["content"] for message in messages if message["role"] == "system"]
+    others = [message for message in messages if message["role"] != "system"]
+    return [{"role": "system", "content": "\n\n".join([*system, described])}, *others]
 
 
 def template_of(chat_format: str | None) -> tuple[str | None, tuple[str, ...]]:

@@ -13,7 +13,7 @@ import numpy as np
 from localcoder.coder import Coder
 from localcoder.compat.llama_cpp import constants as c
 from localcoder.compat.llama_cpp.arguments import coder_arguments, generation_options, refuse_unsupported
-from localcoder.compat.llama_cpp.chat_formats import plain_messages, template_of
+from localcoder.compat.llama_cpp.chat_formats import FUNCTION_CALLING, plain_messages, template_of, with_functions
 from localcoder.compat.llama_cpp.hub import fetch
 from localcoder.compat.llama_cpp.llama_grammar import LlamaGrammar, chosen_tool
 from localcoder.compat.llama_cpp.llama_tokenizer import LlamaTokenizer
@@ -275,11 +275,13 @@ class Llama:
         refuse_unsupported(a)
         told = plain_messages(messages)
         check_messages(told)
+        tool = chosen_tool(a)
+        if self.chat_format == FUNCTION_CALLING:
+            told = with_functions(told, tool)
         ids = chat_prompt(self._tokenizer, told, self._template)
         stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
         a.update(stop=(*stops, *self._chat_stop), logprobs=top_logprobs if logprobs else None, echo=False)
         result = self._complete(ids, ids, a)
-        tool = chosen_tool(a)
         if tool is not None:
             return tool_chunks(result, tool["name"]) if stream else tool_completion(result, tool["name"])
         return chat_chunks(result) if stream else chat_completion(result)

@@ -6,13 +6,16 @@ import functools
 import json
 import re
 import weakref
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from localcoder.errors import OptionError
 from localcoder.quants.spec import Float32
+from localcoder.session.constraint import Surroundings
 from localcoder.session.grammar.gbnf import lark_of_gbnf
+from localcoder.session.grammar.python.constraint import PythonSyntax
 from localcoder.session.grammar.schema import find_fault, read_schema
 from localcoder.session.options import GenerationOptions
 from localcoder.tokenizer.tokenizer import Tokenizer
@@ -72,11 +75,19 @@ class Grammar:
             raise OptionError(f"{self._name}: {_first_line(self._matcher.get_error())}")
 
 
-def make_grammar(tokenizer: Tokenizer, n_vocab: int, options: GenerationOptions) -> Grammar | None:
+def make_grammar(
+    tokenizer: Tokenizer,
+    n_vocab: int,
+    options: GenerationOptions,
+    prompt: Sequence[int] = (),
+    around: Surroundings | None = None,
+) -> Grammar | PythonSyntax | None:
     """The constraint that options ask for; None where they ask for none.
 
     Args:
         n_vocab: rows of the model's output.
+        prompt: token ids.
+        around: what the text stands in; None: the prompt is before it.
 
     Raises:
         OptionError: the regular expression, schema or grammar is wrong, or too large; says where. Or the library is not
@@ -85,6 +96,8 @@ def make_grammar(tokenizer: Tokenizer, n_vocab: int, options: GenerationOptions)
     name = options.grammar_option
     if name is None:
         return None
+    if name == "syntax":
+        return PythonSyntax(tokenizer, n_vocab, around or Surroundings(b"".join(map(tokenizer.token_bytes, prompt))))
     library = load_library()
     source = _source(library, name, getattr(options, name))
     limits = library.LLParserLimits(step_max_items=_MOST_ITEMS, verbose_errors=False)
@@ -96,7 +109,7 @@ def make_grammar(tokenizer: Tokenizer, n_vocab: int, options: GenerationOptions)
 
 def check_grammar(options: GenerationOptions) -> None:
     """Raises what `make_grammar` would, before there is a model."""
-    if options.grammar_option is not None:
+    if options.grammar_option not in (None, "syntax"):
         library = load_library()
         source = _source(library, options.grammar_option, getattr(options, options.grammar_option))
         error = library.LLMatcher.validate_grammar(source)

@@ -1,0 +1,1 @@
+"""The syntax of Python: which bytes may come next in a file."""
