@@ -83,6 +83,11 @@ WHOLE = "def area(r):\n    return math.pi * r ** 2\n"
         "from __future__ import annotations\n\n\nPI = 3.141592653589793\n\n\ndef area(r):\n    return half(r) * 2\n\n\n"
         "def half(r):\n    return PI * r * r / 2\n",
         f"Sure, here it is:\n\n{WHOLE}",
+        f"{WHOLE}\nIt squares the radius.\n",
+        f"Sure:\n\n{WHOLE}\n\ndef half(r):\n    return r / 2\n\n\nHow it works:\n1. It squares the radius.\n",
+        f"~~~python\n{WHOLE}~~~\n",
+        f"{BODY}<｜end▁of▁sentence｜>",
+        f"```python\n{WHOLE}```\n<|EOT|>",
         f"Sure:\n```python\n{WHOLE}```\nIt works.",
         f"First install:\n```sh\npip install x\n```\nthen\n```py\n{WHOLE}```",
         f"```\n{BODY}```",
@@ -100,6 +105,7 @@ def test_a_right_answer_in_any_form_passes(completion):
         ("    return math.pi * r\n", "failed"),
         ("    return (math.pi\n", "error"),
         (BODY + "    return (", "error"),
+        (WHOLE + "    return (", "error"),
         ("    raise ValueError('AssertionError')\n", "error"),
         ("    assert r < 0\n", "failed"),
         ("    while True: pass\n", "timeout"),
@@ -192,10 +198,9 @@ def test_whole_functions_pass(shared, language):
         whole,
         f"Of course:\n```{language}\n{whole}```\nDone.",
         task.prompt + body + closing,
-        f"{body}{closing}\n// the end",
+        f"{body}{closing}\n{'#' if language == 'sh' else '//'} the end",
+        f"{task.prompt}{body}{closing}\nThis adds two numbers.\n",
     ]
-    if language == "sh":
-        forms[3] = f"{body}{closing}\n# the end"
     assert names([Sample(task, form) for form in forms]) == ["passed"] * len(forms)
 
 
@@ -225,6 +230,7 @@ def test_mbpp_answers(shared):
         f"[BEGIN]\n{task.solution}\n[DONE]",
         f" {task.solution}",
         f"Here:\n```python\n{task.solution}\n```",
+        f"Here it is:\n\n{task.solution}\n\nIt uses sets.\n",
     ]
     assert names([Sample(task, form) for form in forms]) == ["passed"] * len(forms)
     assert names([Sample(task, "def similar_elements(a, b):\n    return None")]) == ["failed"]
@@ -245,7 +251,9 @@ def test_pass_at_k_is_the_share_of_draws_with_a_pass():
 def test_completions_are_matched_by_id(tmp_path):
     path = tmp_path / "c.jsonl"
     path.write_text(
-        "\n\n".join(json.dumps({"task_id": i, "completion": "x"}) for i in (0, "0", "HumanEval/0", "Python/0"))
+        "\ufeff"
+        + "\n\r\n".join(json.dumps({"task_id": i, "completion": "x"}) for i in (0, "0", "HumanEval/0", "Python/0")),
+        encoding="utf-8",
     )
     assert [sample.task for sample in read_completions(path, [PYTHON_TASK])] == [PYTHON_TASK] * 4
 

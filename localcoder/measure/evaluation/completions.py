@@ -6,8 +6,8 @@ In this order:
    Where code stands before the first fence (a completion that goes on into an explanation), that code counts.
 2. If the code defines the function itself (an answer with the whole function, or one that repeats the prompt), it
    replaces the prompt's last function; imports and helpers of the prompt stay before it. What a model wrote around
-   it is kept, but for a `main` of its own, and for what follows the function in an answer without code blocks where
-   it is not valid.
+   it is kept, but for a `main` of its own, and for what follows the function in an answer without code blocks: in
+   Python from where it is not valid (in MBPP, too), in C++ and Bash all of it, elsewhere from where it is prose.
 3. Otherwise it continues the prompt and ends before the first stop of the language, as in DeepSeek-Coder's evaluation;
    in C++, Java and C# where its braces end the function, if they do, and nowhere if they only close what they opened.
    A Python body that has lost the indentation of its first line, or of all lines, gets it back.
@@ -23,7 +23,8 @@ from dataclasses import dataclass
 
 from localcoder.measure.evaluation.tasks import Task
 
-_FENCE = re.compile(r"^([ \t]*)```[^\n`]*\n(.*?)(?:^[ \t]*```|\Z)", re.MULTILINE | re.DOTALL)
+_FENCE = re.compile(r"^([ \t]*)(```|~~~)[^\n`]*\n(.*?)(?:^[ \t]*\2|\Z)", re.MULTILINE | re.DOTALL)
+_END = re.compile(r"(?:<\|EOT\|>|<｜end▁of▁sentence｜>)\s*\Z")  # of a text, spelt out
 _TOKENS = re.compile(
     r'//[^\n]*|/\*.*?\*/|"""(?:\\.|.)*?"""|@"(?:""|[^"])*"|"(?:\\.|[^"\\\n])*"|'
     r"'(?:\\[^'\n]*|[^'\\\n])'|[{}]",
@@ -36,7 +37,9 @@ _BEGINNING = re.compile(
     r"var|function|export|typedef|namespace|type|interface|enum|abstract|final|record|declare|inline)\b)"
 )  # of a line that can be the first of a program
 _PYTHON_BEGINNING = re.compile(r"(?:(?:from|import|def|class|async)\b|@|#|[A-Za-z_]\w*[ \t]*=)")
+_PROSE = re.compile(r"^(?:[A-Z][\w']*[ ,:]|\*\*|- |\d+\. )", re.MULTILINE)  # a line that is no statement
 _INDENT = "    "
+_MOST_CUTS = 8
 _TYPES = r"[\w:<>,&*?\[\] \t]"  # what a return type is made of
 
 
@@ -55,11 +58,11 @@ class Code:
 
 def code_of(task: Task, completion: str) -> Code:
     """The program before the test, by the rules above."""
-    text = completion.replace("\r\n", "\n")
+    text = _END.sub("", completion.replace("\r\n", "\n"))
     if task.benchmark == "mbpp":
         text = cut(text.removeprefix("[BEGIN]"), task.stops)
         code, was_block = _from_blocks(text, "def ")
-        return Code(code if was_block else code.strip(), True)
+        return Code(code if was_block else _without_surroundings(code.strip()), True)
     code, was_block = _from_blocks(text, task.function or "")
     found = _definition(task, code)
     if found is None:
@@ -81,7 +84,7 @@ def _from_blocks(text: str, wanted: str) -> tuple[str, bool]:
     if before.lstrip("\n").startswith((" ", "\t")):
         return before, False
     # In a list, the block is as indented as its fence.
-    bodies = [re.sub(f"^{block[1]}", "", block[2], flags=re.MULTILINE) for block in blocks]
+    bodies = [re.sub(f"^{block[1]}", "", block[3], flags=re.MULTILINE) for block in blocks]
     return next((body for body in bodies if wanted in body), bodies[0]), True
 
 
@@ -154,13 +157,20 @@ def _indented(task: Task, code: str) -> str:
 
 
 def _is_valid(code: str) -> bool:
+    return _invalid_line(code) is None
+
+
+def _invalid_line(code: str) -> int | None:
+    """The number of the line, from 1, because of which `code` is not Python; None if it is."""
     try:
         compile(code, "completion", "exec", dont_inherit=True)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return False
+    except SyntaxError as error:
+        return error.lineno or 1
+    except (ValueError, RecursionError, MemoryError):
+        return 1
     except Warning:  # made an error by whoever runs us
-        return True
-    return True
+        return None
+    return None
 
 
 # ---------------------------------------------------------------- a whole function
@@ -171,6 +181,9 @@ def _whole(task: Task, code: str, found: re.Match[str], was_block: bool) -> str:
         return _whole_python(task, code, found)
     code = _without_prose(code, found.start(), _BEGINNING)
     found = _definition(task, code) or found
+    if task.language != "cpp" and not was_block:
+        prose = _PROSE.search(code, found.end())
+        code = code[: prose.start()] if prose else code
     if task.language in ("js", "ts"):
         return re.sub(r"^export[ \t]+(?:default[ \t]+)?", "", code, flags=re.MULTILINE)
     if task.language == "php":
@@ -202,10 +215,31 @@ def _without_prose(code: str, end: int, beginning: re.Pattern[str]) -> str:
 def _whole_python(task: Task, code: str, found: re.Match[str]) -> str:
     tail = _without_prose(code, found.start(), _PYTHON_BEGINNING)
     header = task.prompt[: task.prompt.rindex("def " + (task.function or ""))]
-    if not _is_valid(tail):
-        end = found.end() - (len(code) - len(tail))
-        tail = tail[:end] + cut(tail[end:], task.stops)
-    return header + tail
+    return header + _valid_beginning(tail, found.end() - (len(code) - len(tail)))
+
+
+def _without_surroundings(code: str) -> str:
+    """Of an answer in Python without code blocks, what is code."""
+    found = re.search(r"^def[ \t]", code, re.MULTILINE)
+    if found is None or _is_valid(code):
+        return code
+    tail = _without_prose(code, found.start(), _PYTHON_BEGINNING)
+    return _valid_beginning(tail, found.end() - (len(code) - len(tail)))
+
+
+def _valid_beginning(code: str, begin: int) -> str:
+    """`code` up to the unindented line after `begin` that makes it invalid; as it is if that does not help."""
+    tail = code
+    for _ in range(_MOST_CUTS):
+        number = _invalid_line(tail)
+        if number is None:
+            return tail
+        end = len("\n".join(tail.split("\n")[:number]))  # splitlines would split at more than compile does
+        at = max((line.start() for line in re.finditer(r"^\S", tail[:end], re.MULTILINE)), default=0)
+        if at <= begin:
+            return code
+        tail = tail[:at]
+    return code
 
 
 def _is_in_class(task: Task, code: str) -> bool:

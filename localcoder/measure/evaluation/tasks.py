@@ -108,7 +108,7 @@ def read_rows(path: Path, data: bytes | None = None) -> Iterator[tuple[int, dict
     """
     # Not splitlines: JSON strings may hold what that takes for the end of a line.
     text = read_text(path, _MAX_BYTES, FileError) if data is None else data.decode("utf-8", errors="replace")
-    for number, line in enumerate(text.split("\n"), 1):
+    for number, line in enumerate(text.removeprefix("\ufeff").split("\n"), 1):
         if not line.strip():
             continue
         try:
