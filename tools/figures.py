@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,9 +11,10 @@ from localcoder.measure.machine import this_machine
 
 
 def machine() -> str:
-    """The machine at hand, in words."""
+    """The machine at hand, in words; with how busy it is: beside other work, times mean little."""
     found = this_machine()
-    return f"{found.cpu}, {found.cores} cores, {found.system}, Python {platform.python_version()}"
+    load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
+    return f"{found.cpu}, {found.cores} cores, {found.system}, Python {platform.python_version()}{load}"
 
 
 def write_table(
