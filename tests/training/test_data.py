@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import zipfile
+from collections import Counter
 from email.message import Message
 
 import pytest
@@ -109,7 +111,9 @@ def test_the_list():
     assert (trained, heldout) == (sorted(trained), sorted(heldout))
 
 
-@pytest.mark.parametrize("line", ["click\tBSD", "click\tBSD\tmaybe", "Click_X\tBSD\ttrain"])
+@pytest.mark.parametrize(
+    "line", ["click\tBSD", "click\tBSD\tmaybe", "Click_X\tBSD\ttrain", "click\tBSD\ttrain x0", "click\tBSD\ttrain\tx"]
+)
 def test_a_malformed_list(tmp_path, line):
     path = tmp_path / "list.tsv"
     path.write_text(f"# names\n{line}\n", encoding="utf-8")
@@ -181,6 +185,18 @@ def test_a_text_to_leave_out_and_the_most_of_a_project(tmp_path, projects):
     for name in ("alpha", "beta"):
         texts = [source.text for source in sources if source.project == name]
         assert 0 < sum(len(text.encode()) for text in texts) <= 70_000
+
+
+def test_what_the_list_has_several_times(tmp_path, projects):
+    path = tmp_path / "list.tsv"
+    path.write_text("alpha\tMIT\ttrain x3\nbeta\tMIT\ttrain\n", encoding="utf-8")
+    times = {package.name: package.times for package in read_list(path)}
+    work = Work(tmp_path / "work")
+    made = make_data([dataclasses.replace(p, times=times.get(p.name, 1)) for p in projects], work, project_mb=1)
+    counts = Counter(source.path for source in read_corpus(work))
+    assert counts["alpha/heapq.py"] == 3
+    assert counts["beta/bisect.py"] == 1
+    assert {p["name"]: p["files"] for p in made["projects"]}["alpha"] == 3  # a file counts once
 
 
 def test_nothing_held_out_is_an_error(tmp_path):

@@ -231,6 +231,18 @@ def test_the_exported_model_computes_what_was_trained(work, settings, tmp_path, 
     assert all(torch.equal(weight, weights[name]) for name, weight in again.items())
 
 
+def test_weights_come_back_from_a_gguf_file(work, settings, tmp_path):
+    model = Llama(settings.model)
+    model.initialize(0)
+    weights = model.state_dict()
+    write_checkpoint(weights, settings.model, work.tokenizer, tmp_path / "hf", torch.float32)
+    convert(tmp_path / "hf", tmp_path / "model.gguf", Choice(recipe_by_name("f32")), requantize=requantize)
+    again = read_weights(tmp_path / "model.gguf")
+    assert again.keys() == weights.keys()
+    assert all(torch.equal(weight, weights[name]) for name, weight in again.items())
+    Trainer(work, settings, PLAN, again).step()  # nothing of it is bound to the file
+
+
 def test_checkpoints_come_in_pieces(work, settings, tmp_path):
     wide = dataclasses.replace(settings.model, n_embd=256, n_ff=4096, n_layer=8)
     write_checkpoint(Llama(wide).state_dict(), wide, work.tokenizer, tmp_path / "hf", torch.bfloat16)

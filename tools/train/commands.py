@@ -109,7 +109,9 @@ def pack(obj: tuple[Work, Settings], workers: int, seed: int) -> None:
 @click.option("--tokens", type=click.IntRange(1), help="Of the whole training; with the last the rates are at zero.")
 @click.option("--decay", is_flag=True, help="With --resume: let the rates fall from here on, and so end the training.")
 @click.option("--minutes", type=click.FloatRange(min=0, min_open=True), help="Stop after so long; --resume goes on.")
-@click.option("--from", "checkpoint", type=click.Path(path_type=Path), help="Start from an earlier checkpoint.")
+@click.option(
+    "--from", "checkpoint", type=click.Path(path_type=Path), help="Start from an earlier checkpoint or GGUF file."
+)
 @click.option("--resume", is_flag=True, help="Go on where a training was stopped.")
 @click.option("--device", help="[default: cuda where there is one, else cpu]")
 @click.option("--dtype", type=click.Choice(["auto", "bf16", "f32"]), default="auto", show_default=True)
@@ -152,7 +154,7 @@ def train(
     if resume:
         trainer.resume()
     elif checkpoint:
-        trainer.progress.started_from = checkpoint.resolve().name
+        trainer.progress.started_from = checkpoint.resolve().stem
     n_weights = sum(weight.numel() for weight in trainer.model.parameters())
     _say(f"{n_weights / 1e6:.2f}M parameters on {device}, {kind}")
     ended = trainer.run(_say)

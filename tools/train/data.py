@@ -53,7 +53,7 @@ def make_data(projects: Iterable[Project], work: Work, *, project_mb: float, lea
             if project.is_heldout:
                 heldout.append(sources)
                 continue
-            for source in sources:
+            for source in sources * project.times:
                 line = json.dumps([source.project, source.path, source.text], ensure_ascii=False) + "\n"
                 out.write(compressor.compress(line.encode()))
         out.write(compressor.flush())

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from localcoder.errors import FileError, OptionError
 from localcoder.files.atomic import write_file
+from localcoder.files.gguf_reader import GGUFFile
+from localcoder.files.tensor_names import checkpoint_name
 
 from .settings import ModelSettings
 from .vocabulary import BOS, EOS, PAD, open_tokenizer
@@ -88,13 +90,32 @@ def _shards(weights: dict[str, Tensor]) -> list[dict[str, Tensor]]:
     return shards
 
 
-def read_weights(folder: Path) -> dict[str, Tensor]:
-    """The weights of a checkpoint in safetensors files, float32 by name.
+def read_weights(source: Path) -> dict[str, Tensor]:
+    """The weights of a checkpoint in safetensors files, or of a GGUF file: float32 by the checkpoint's names.
 
     Raises:
         FileError: there are none.
     """
-    paths = sorted(require(folder, "export").glob("*.safetensors"))
+    if source.suffix == ".gguf":
+        return _read_gguf(source)
+    paths = sorted(require(source, "export").glob("*.safetensors"))
     if not paths:
-        raise FileError(folder, "holds no safetensors files")
+        raise FileError(source, "holds no safetensors files")
     return {name: weight.float() for path in paths for name, weight in load_file(path).items()}
+
+
+def _read_gguf(path: Path) -> dict[str, Tensor]:
+    with GGUFFile.open(path) as file:
+        heads = {
+            "attn_q": file.get_int("llama.attention.head_count", 1),
+            "attn_k": file.get_int("llama.attention.head_count_kv", 1),
+        }
+        weights = {}
+        for name, tensor in file.tensors.items():
+            rows = torch.from_numpy(tensor.dequantize())
+            n_head = heads.get(name.split(".")[-2])
+            # GGUF files have the two rows that are rotated together side by side, checkpoints half a head apart.
+            weights[checkpoint_name(name)] = (
+                rows if n_head is None else rows.unflatten(0, (n_head, -1, 2)).transpose(1, 2).flatten(0, 2)
+            ).contiguous()
+        return weights

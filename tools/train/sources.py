@@ -7,6 +7,7 @@ script merely to say its name.
 from __future__ import annotations
 
 import platform
+import re
 import subprocess
 import sys
 import sysconfig
@@ -26,27 +27,35 @@ LIST = Path(__file__).with_name("packages.tsv")
 VERSIONS = Path(__file__).with_name("versions.txt")
 PYTHON = "python"  # the standard library's name among the projects
 MAX_FILE = 400_000  # bytes; larger ones are tables or generated
+_PART = re.compile(r"train(?: x([1-9]\d?))?|heldout")
 _NOT_OURS = {"site-packages", "__pycache__", "lib2to3", "idlelib", "turtledemo", "pydoc_data", "ensurepip"}
 
 
 @dataclass(frozen=True)
 class Package:
-    """A line of the list. `is_heldout`: never trained on."""
+    """A line of the list.
+
+    Attributes:
+        is_heldout: never trained on.
+        times: how often a pass through the data has it.
+    """
 
     name: str
     licence: str
     is_heldout: bool
+    times: int = 1
 
 
 @dataclass(frozen=True)
 class Project:
-    """Python files of one project, by their paths in it."""
+    """Python files of one project, by their paths in it; `is_heldout` and `times` as the list has them."""
 
     name: str
     version: str
     licence: str
     is_heldout: bool
     files: dict[str, bytes]
+    times: int = 1
 
 
 def read_list(path: Path = LIST) -> list[Package]:
@@ -63,13 +72,13 @@ def read_list(path: Path = LIST) -> list[Package]:
     for number, line in enumerate(lines, 1):
         if not line or line.startswith("#"):
             continue
-        match line.split("\t"):
-            case [name, licence, "train" | "heldout" as part] if canonicalize_name(name) == name:
-                if name in packages:
-                    raise FileError(path, f"line {number}: {name} is listed twice")
-                packages[name] = Package(name, licence, part == "heldout")
-            case _:
-                raise FileError(path, f"line {number} is {line[:80]!r}; expected name, licence, train or heldout")
+        name, licence, part = (*line.split("\t"), "", "")[:3]
+        found = _PART.fullmatch(part)
+        if found is None or line.count("\t") != 2 or canonicalize_name(name) != name:
+            raise FileError(path, f"line {number} is {line[:80]!r}; expected name, licence, train, train xN or heldout")
+        if name in packages:
+            raise FileError(path, f"line {number}: {name} is listed twice")
+        packages[name] = Package(name, licence, part == "heldout", int(found[1] or 1))
     return list(packages.values())
 
 
@@ -135,7 +144,7 @@ def _project(package: Package, found: Distribution, files: dict[str, bytes]) -> 
     licence = permitted_licence(found.metadata)  # type: ignore[arg-type]
     if licence != package.licence and package.licence not in licence.split(" and "):
         raise OptionError(f"{package.name} {found.version}: its licence is {licence}; the list says {package.licence}")
-    return Project(package.name, found.version, licence, package.is_heldout, files)
+    return Project(package.name, found.version, licence, package.is_heldout, files, package.times)
 
 
 def standard_library() -> Project:

@@ -3,8 +3,9 @@
 What contains a program:
 
 - Linux, where the system lets this user make namespaces: no network, processes of its own that end with it, every file
-  read-only but a work folder of limited size in memory. Else, for root, a user id that nobody has; else resource
-  limits, and every descendant is found and ended. Nothing runs as root.
+  read-only but a work folder of limited size in memory. Else a filter of system calls keeps the network away (x86-64
+  and arm64), root's programs get a user id that nobody has, and every descendant is found and ended. Nothing runs as
+  root.
 - macOS: resource limits and the process group. A program could reach the network and the user's files, outlive us in a
   session of its own, and end the process that watches it; memory is looked at from time to time, not limited.
 - Windows: a job, which limits memory, processors and processes and ends all of them. The network and the user's files

@@ -26,7 +26,7 @@ from localcoder.measure.sandbox.limits import Command, Ending, Guard, Limits, Re
 from localcoder.measure.sandbox.tail import Tail
 
 if sys.platform == "linux":
-    from localcoder.measure.sandbox import namespaces
+    from localcoder.measure.sandbox import namespaces, seccomp
 
 _POLL_S = 0.02
 _NEARLY = 0.9  # of the processor time: the kernel that ends a process for it counts more than it reports
@@ -40,13 +40,23 @@ class Supervisor:
         folder: the work folder, empty.
         is_first: whether this is the first process of its own world: then everything it sees is the program's.
         as_user: an id of nobody else to run the program under; None: this process's own.
+        close_network: what the program's process calls last before it starts.
     """
 
-    def __init__(self, folder: str, *, guards: Sequence[Guard], is_first: bool, as_user: int | None) -> None:
+    def __init__(
+        self,
+        folder: str,
+        *,
+        guards: Sequence[Guard],
+        is_first: bool,
+        as_user: int | None,
+        close_network: Callable[[], None] | None = None,
+    ) -> None:
         self._folder = folder
         self._guards = guards
         self._is_first = is_first
         self._as_user = as_user
+        self._close_network = close_network
         self._pid = processes.own_pid()
         self._parent = os.getppid()
 
@@ -96,7 +106,7 @@ class Supervisor:
     def _restrictions(self, limits: Limits) -> Callable[[], None]:
         """What the new process does before it becomes the program. Whatever needs memory happens here, not there."""
         chosen = rlimits(limits, self._as_user)
-        user = self._as_user
+        user, close_network = self._as_user, self._close_network
 
         def restrict() -> None:
             if sys.platform == "linux":
@@ -112,6 +122,8 @@ class Supervisor:
             if sys.platform == "linux":
                 namespaces.give_up_privileges()
                 namespaces.die_with_parent()  # again: a change of the user forgets it
+            if close_network is not None:
+                close_network()
 
         return restrict
 
@@ -224,8 +236,11 @@ def supervise(request: dict[str, Any]) -> list[Report]:
         namespaces.adopt_orphans()
     if as_user is not None:
         _check_reachable([command.argv[0] for command in commands])
-    guards: list[Guard] = ["processes"] if as_user is not None else []
-    return Supervisor(folder, guards=guards, is_first=False, as_user=as_user).run(commands, files)
+    close_network = seccomp.network_filter() if sys.platform == "linux" else None
+    guards: list[Guard] = ["network"] if close_network else []
+    guards += ["processes"] if as_user is not None else []
+    supervisor = Supervisor(folder, guards=guards, is_first=False, as_user=as_user, close_network=close_network)
+    return supervisor.run(commands, files)
 
 
 def _in_new_world(commands: Sequence[Command], files: dict[str, str], folder: str, as_user: int | None) -> list[Report]:
