@@ -231,10 +231,19 @@ def test_without_a_folder_that_can_be_written_kernels_last_for_the_process(tmp_p
     assert not Path(folder).exists()
 
 
-def test_the_kernels_say_the_same_as_plain_python():
+def test_the_kernels_say_the_same_as_plain_python(tmp_path):
     """With NUMBA_DISABLE_JIT=1 the same sources run as Python, intrinsics as their twins: readable, and an oracle."""
     script = Path(__file__).with_name("numba_without_jit.py")
-    environment = {**os.environ, "NUMBA_DISABLE_JIT": "1"}
-    result = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.split() == ["f16", "q4_0", "q8_0"]
+    logits = []
+    for disabled in ("0", "1"):
+        out = tmp_path / f"{disabled}.npz"
+        environment = {**os.environ, "NUMBA_DISABLE_JIT": disabled}
+        result = subprocess.run([sys.executable, script, out], env=environment, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+        logits.append(np.load(out))
+    compiled, plain = logits
+    assert sorted(plain) == ["f16", "q4_0", "q8_0"]
+    for type_name in plain:
+        largest = np.abs(plain[type_name]).max()
+        assert largest > 0.1
+        np.testing.assert_allclose(compiled[type_name], plain[type_name], rtol=0, atol=1e-6 * largest)
