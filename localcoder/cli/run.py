@@ -29,6 +29,8 @@ from localcoder.errors import OptionError
 from localcoder.store.folder import find_model, find_stored
 from localcoder.store.names import SHORT_NAMES, parse_name
 
+_DEMONSTRATION = {"repeat_penalty": 1.3}  # without it, so small a model soon repeats one line for ever
+
 
 @click.command()
 @click.argument("words", nargs=-1, metavar="[MODEL.gguf] [PROMPT]")
@@ -67,7 +69,8 @@ def run(
 
     An instruct model answers the prompt instead, and in a prompt loop it remembers the conversation. A first argument
     that ends in .gguf, or is the name of a model here, is the model. Without PROMPT, or with `-`, the prompt is read
-    from a pipe on stdin (one line break at its end is dropped); on a terminal, a prompt loop opens.
+    from a pipe on stdin (one line break at its end is dropped); on a terminal, a prompt loop opens. The embedded
+    demonstration model runs with --repeat-penalty 1.3 unless told otherwise.
     """
     model, prompt = _model_and_prompt(words, model)
     interactive = prompt is None and sys.stdin.isatty()
@@ -87,7 +90,8 @@ def run(
         if system is not None and chat is None:
             chat = True
         is_chat = coder.is_instruct if chat is None else chat
-        conversation = Conversation(coder, is_chat=is_chat, system=system, options=given(options))
+        chosen = (_DEMONSTRATION if model is None else {}) | given(options)
+        conversation = Conversation(coder, is_chat=is_chat, system=system, options=chosen)
         if prompt is None:
             prompt_loop(coder, conversation, as_json=as_json)
         else:

@@ -283,7 +283,7 @@ def test_without_a_model_the_embedded_one_answers(start):
     process = start("run", "--max-tokens", 8)
     out, err = process.communicate(b"import os\nimport s")
     with Coder() as coder:
-        expected = coder.complete("import os\nimport s", max_tokens=8)
+        expected = coder.complete("import os\nimport s", max_tokens=8, repeat_penalty=1.3)
     assert (process.returncode, out.decode(), err) == (0, expected, b"")
 
 
@@ -303,3 +303,16 @@ def test_an_instruct_model_answers(cli, tmp_path):
     for words, expected in (([], answer), (["--system", "Be brief."], brief), (["--no-chat"], completion)):
         result = cli("run", path, "Sort.", "--max-tokens", 8, *words)
         assert (result.code, result.out, result.err) == (0, expected, "")
+
+
+def test_the_demonstration_model_does_not_repeat_one_line_for_ever(cli, monkeypatch):
+    monkeypatch.delenv("LOCALCODER_BACKEND")  # numpy is slow
+    prompt = "def fibonacci(n):"
+    with Coder() as coder:
+        plain, penalized = (coder.complete(prompt, max_tokens=120, repeat_penalty=penalty) for penalty in (1.0, 1.3))
+    arguments = ["run", prompt, "--max-tokens", 120]
+    assert cli(*arguments).out == penalized
+    assert cli(*arguments, "--repeat-penalty", 1).out == plain
+    lines = [line for line in penalized.splitlines() if line.strip()]
+    assert len(lines) > 3
+    assert max(map(lines.count, lines)) <= 2
