@@ -120,7 +120,7 @@ def _tidy(task: Task) -> str:
 
 # ---------------------------------------------------------------- published figures, pass@1 in percent
 
-# The paper's (https://arxiv.org/abs/2401.14196, tables 3 and 4); the repository has 78.9 and 46.8 where this has 78.6
+# The paper's (https://arxiv.org/abs/2401.14196); the repository's pages have 78.9 and 46.8 where this has 78.6
 # and 46.2.
 _LANGUAGES = ("python", "cpp", "java", "php", "ts", "cs", "sh", "js")
 _HUMANEVAL = {
