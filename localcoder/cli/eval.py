@@ -122,6 +122,12 @@ def eval(
     fim leaves lines, blocks of lines and random spans out of the source files in a folder, and compares what the model
     writes there: the same text, similarity, and whether a Python file still parses.
     """
+    from localcoder.measure.evaluation.writing import Plan, context_for
+
+    for model in () if completions else models:  # what is wrong with one shows now, not after hours of another's work
+        context_for(model)
+    if output and len({model.stem for model in models}) < len(models):
+        raise click.UsageError("--output names the files after the models, and two of these have the same name")
     if benchmark == "fim":
         if completions or output or no_execute or results or plot or language or samples != 1 or temperature:
             raise click.UsageError(
@@ -150,7 +156,6 @@ def eval(
         check_plot_target(plot)
     from localcoder.files.atomic import OutputFile
     from localcoder.measure.evaluation.tasks import judged_tasks
-    from localcoder.measure.evaluation.writing import Plan
 
     path, tasks = _tasks(benchmark, data, language)
     about = {"benchmark": benchmark, "language": tasks[0].language, "data": str(path)}

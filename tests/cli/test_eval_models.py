@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import sys
 
 import pytest
@@ -177,12 +178,18 @@ def test_the_bar_tells_what_has_passed_so_far(start, files, tmp_path):
         (["--completions", "canonical", "--samples", "2"], "no model writes anything"),
         (["--plot", "x.jpg"], "a plot's name ends in"),
         (["--temperature", "-1"], "temperature is -1"),
+        (["-m", "missing.gguf", "--output", "o"], "missing.gguf: no such file"),
+        (["-m", "elsewhere/a.gguf", "--output", "o"], "two of these have the same name"),
     ],
 )
-def test_mistakes(evaluate, arguments, message):
+def test_mistakes(evaluate, files, tmp_path, monkeypatch, arguments, message):
+    (tmp_path / "elsewhere").mkdir()
+    shutil.copy(files / "a.gguf", tmp_path / "elsewhere")
+    monkeypatch.chdir(tmp_path)
     result = evaluate(*arguments)
     assert result.code == 2
     assert message in result.err
+    assert not (tmp_path / "o").exists()
 
 
 def test_a_context_that_is_too_short(cli, files, tmp_path):

@@ -120,6 +120,8 @@ def _tidy(task: Task) -> str:
 
 # ---------------------------------------------------------------- published figures, pass@1 in percent
 
+# The paper's (https://arxiv.org/abs/2401.14196); the repository's pages have 78.9 and 46.8 where this has 78.6
+# and 46.2.
 _LANGUAGES = ("python", "cpp", "java", "php", "ts", "cs", "sh", "js")
 _HUMANEVAL = {
     ("1.3B", "base"): (34.8, 31.1, 32.3, 24.2, 28.9, 36.7, 10.1, 28.6),
@@ -127,11 +129,11 @@ _HUMANEVAL = {
     ("6.7B", "base"): (49.4, 50.3, 43.0, 38.5, 49.7, 50.0, 28.5, 48.4),
     ("33B", "base"): (56.1, 58.4, 51.9, 44.1, 52.8, 51.3, 32.3, 55.3),
     ("1.3B", "instruct"): (65.2, 45.3, 51.9, 45.3, 59.7, 55.1, 12.7, 52.2),
-    ("6.7B", "instruct"): (78.9, 63.4, 68.4, 68.9, 67.2, 72.8, 36.7, 72.7),
+    ("6.7B", "instruct"): (78.6, 63.4, 68.4, 68.9, 67.2, 72.8, 36.7, 72.7),
     ("33B", "instruct"): (79.3, 68.9, 73.4, 72.7, 67.9, 74.1, 43.0, 73.9),
 }
 _MBPP = {
-    ("1.3B", "base"): 46.8, ("5.7B", "base"): 57.2, ("6.7B", "base"): 60.6, ("33B", "base"): 66.0,
+    ("1.3B", "base"): 46.2, ("5.7B", "base"): 57.2, ("6.7B", "base"): 60.6, ("33B", "base"): 66.0,
     ("1.3B", "instruct"): 49.4, ("6.7B", "instruct"): 65.4, ("33B", "instruct"): 70.0,
 }  # fmt: skip
 # (layers, width, key-value heads) of the family's members
