@@ -1,4 +1,4 @@
-"""Run by test_numba_kernels.py, with NUMBA_DISABLE_JIT=1 and without: logits of tiny models, into the file that is named."""
+"""Run by test_numba_kernels.py, with NUMBA_DISABLE_JIT=1 and without: saves logits of tiny models in the file named."""
 
 from __future__ import annotations
 
