@@ -1,6 +1,6 @@
-/* Instruction sets whose products of 8-bit codes, an unsigned and a signed one, come as sums of two in 16 bits (vpmaddubsw).
- * Where codes have few bits, several such sums fit into 16 bits before they are widened. Codes of 8 bits stay signed, and
- * move their sign to the activation. */
+/* Instruction sets whose products of 8-bit codes, an unsigned and a signed one, come as sums of two in 16 bits
+ * (vpmaddubsw). Where codes have few bits, several such sums fit into 16 bits before they are widened. Codes of 8 bits
+ * stay signed, and move their sign to the activation. */
 #ifndef LC_NARROW_SUMS_H
 #define LC_NARROW_SUMS_H
 

@@ -74,7 +74,8 @@ INLINE vec add_products(vec sum, vec w, const int8_t *four, int bits) {
 #include "narrow_sums.h"
 INLINE vec add_products(vec sum, vec w, const int8_t *four, int bits) {
     const vec a = broadcast4(four);
-    const vec pairs = bits < 8 ? _mm256_maddubs_epi16(w, a) : _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(a, w));
+    const vec pairs = bits < 8 ? _mm256_maddubs_epi16(w, a)
+                               : _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(a, w));
     sum = _mm256_add_epi16(sum, pairs);
     KEEP_ORDER(sum);
     return sum;

@@ -1,6 +1,6 @@
-/* Tile kernels for instruction sets with 16 registers, and for those whose products are widened later (narrow_sums.h). Included
- * after block_kernels.h by a file that has TILE_TOKENS. Registers hold the sums of a group of codes; totals wait in memory,
- * once a group. */
+/* Tile kernels for instruction sets with 16 registers, and for those whose products are widened later (narrow_sums.h).
+ * Included after block_kernels.h by a file that has TILE_TOKENS. Registers hold the sums of a group of codes; totals wait
+ * in memory. */
 #ifndef LC_TILES_H
 #define LC_TILES_H
 
@@ -25,8 +25,8 @@ INLINE void tile(const lc_panel *panel, const lc_q8_block *x, int n, float *c, i
                 for (int v = 0; v < TILE_VECS; v++) codes[v] = v_load(w + 4 * VEC_ROWS * v);
                 for (int t = 0; t < n_tokens; t++)
                     for (int v = 0; v < TILE_VECS; v++) {
-                        const vec before = i > 0 ? part[t][v] : HAS_WIDE_SUMS ? less_bias_of(bias + t, bits, has_min) : zero;
-                        part[t][v] = add_products(before, codes[v], a + 4 * t, bits);
+                        const vec start = HAS_WIDE_SUMS ? less_bias_of(bias + t, bits, has_min) : zero;
+                        part[t][v] = add_products(i == 0 ? start : part[t][v], codes[v], a + 4 * t, bits);
                     }
             }
             for (int t = 0; t < n_tokens; t++)
@@ -74,7 +74,8 @@ DEFINE_TILE(16, 0, 8)
 DEFINE_TILE(16, 1, 2)
 
 #define USE_TILE(name, id, elems, sub, has_min, bits) table->tile[LC_TYPE_##id] = tile_##sub##_##has_min##_##bits;
-#define USE_TILES                                                           \
+/* Formats that are not in the list have codes of 8 bits, and no minimums. */
+#define USE_TILES                                              \
     lc_use_tiles(table, tile_32_0_8, tile_16_0_8, NULL, NULL); \
     EACH_FORMAT(USE_TILE)
 
