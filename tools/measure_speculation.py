@@ -75,6 +75,9 @@ class Replay(Sampler):
     def __init__(self, n_prompt: int, answer: Sequence[int]) -> None:
         self._n_prompt, self._answer = n_prompt, answer
 
+    def wanted(self, n_vocab: int) -> None:
+        """All logits are asked for, as for a choice that needs them."""
+
     def sample(self, logits: object, history: Sequence[int], constraint: object = None, guess: object = None) -> int:
         return self._answer[len(history) - self._n_prompt]
 

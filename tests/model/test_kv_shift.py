@@ -115,7 +115,7 @@ def test_pages_that_others_share_stay_as_they_are(one_layer, tokens, monkeypatch
 
 
 def test_an_interruption_leaves_what_is_before_the_cut(one_layer, tokens, monkeypatch):
-    engine = opened(one_layer, monkeypatch)
+    engine = opened(one_layer, monkeypatch, n_sequences=2)
     sequence = computed(engine, tokens[:300])
 
     def interrupted(*_):
@@ -125,8 +125,9 @@ def test_an_interruption_leaves_what_is_before_the_cut(one_layer, tokens, monkey
     with pytest.raises(KeyboardInterrupt):
         engine.cut(sequence, 100, 200)
     assert sequence.n_past == 100
-    fresh = computed(engine, tokens[:100])
-    assert (logits_after(engine, sequence, 5) == logits_after(engine, fresh, 5)).all()
+    other = computed(engine, tokens[:300])  # not 100: how the reference rounds depends on what else is in a step
+    other.trim(100)
+    assert (logits_after(engine, sequence, 5) == logits_after(engine, other, 5)).all()
 
 
 def test_a_closed_engine(one_layer, monkeypatch):
