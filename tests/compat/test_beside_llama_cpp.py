@@ -13,7 +13,7 @@ import pytest
 
 import localcoder.compat.llama_cpp as ours
 from localcoder.compat.llama_cpp import llama_speculative, llama_tokenizer
-from localcoder.compat.llama_cpp.chat_formats import CHAT_FORMATS
+from localcoder.compat.llama_cpp.chat_formats import CHAT_FORMATS, FUNCTION_CALLING
 from localcoder.convert.choice import Choice
 from localcoder.convert.converter import convert
 from localcoder.convert.recipes import recipe_by_name
@@ -213,16 +213,31 @@ CONVERSATIONS = [
 ]
 
 
+class Asked(Exception):
+    """What their handler of a format asks a model."""
+
+    def create_completion(self, prompt, stop, **_):
+        self.prompt, self.stop = prompt, stop
+        raise self
+
+
+def asked_by_theirs(name, messages):
+    from llama_cpp import llama_chat_format
+
+    if name == FUNCTION_CALLING:
+        with pytest.raises(Asked) as asked:
+            llama_chat_format.chatml_function_calling(llama=Asked(), messages=messages)
+        return asked.value.prompt, asked.value.stop
+    formatter = {"llama-2": "format_llama2", "chatml": "format_chatml"}[name]
+    expected = getattr(llama_chat_format, formatter)(messages=messages)
+    return expected.prompt, [expected.stop] if expected.stop else []
+
+
 @pytest.mark.parametrize("messages", CONVERSATIONS)
 @pytest.mark.parametrize("name", CHAT_FORMATS)
 def test_chat_formats(name, messages):
-    from llama_cpp import llama_chat_format
-
-    formatter = {"llama-2": "format_llama2", "chatml": "format_chatml"}[name]
-    expected = getattr(llama_chat_format, formatter)(messages=messages)
     template, stop = CHAT_FORMATS[name]
-    assert render(template, messages, {}) == expected.prompt
-    assert list(stop) == ([expected.stop] if expected.stop else [])
+    assert (render(template, messages, {}), list(stop)) == asked_by_theirs(name, messages)
 
 
 @pytest.mark.parametrize("name", CHAT_FORMATS)

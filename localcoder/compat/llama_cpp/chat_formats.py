@@ -32,9 +32,13 @@ CHAT_FORMATS = {
         "{% endfor %}{{ '<|im_start|>assistant\n' }}",
         ("<|im_end|>",),
     ),
+    FUNCTION_CALLING: (
+        "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}"
+        "{{ m.content + '<|im_end|>\n' if m.content or m.role != 'assistant' else '' }}"
+        "{% endfor %}{{ '<|im_start|>assistant\n' }}",
+        ("<|im_end|>",),
+    ),
 }
-
-CHAT_FORMATS[FUNCTION_CALLING] = CHAT_FORMATS["chatml"]
 
 
 def with_functions(messages: Sequence[dict[str, str]], function: Mapping[str, Any] | None) -> list[dict[str, str]]:
