@@ -8,6 +8,7 @@ from types import MappingProxyType
 import numpy as np
 
 from localcoder.backends.base import HostKVStore
+from localcoder.backends.cuda.compile import Module
 from localcoder.backends.highest import Candidates, Wanted, wanted_of
 from localcoder.backends.program import KVShape
 from localcoder.errors import ContextLengthError
@@ -63,3 +64,14 @@ class CountingEngine:
     @property
     def n_free_pages(self) -> int:
         return self._kv.n_free_pages
+
+
+class FakeCompiler:
+    """In place of NVRTC: notes what is to be compiled."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    def __call__(self, module: Module, architecture: str) -> bytes:
+        self.calls.append(f"{module.name} {architecture}")
+        return b"code of " + module.name.encode()

@@ -16,7 +16,7 @@
 
 #define INLINE static inline __attribute__((always_inline))
 
-enum { CODE_BIAS = 128, TILE_ROWS = 16, TILE_TOKENS = 16, RUN = LC_GROUP, CODES_A = 4, CODES_B = 6 /* and the tiles after each */ };
+enum { TILE_ROWS = 16, TILE_TOKENS = 16, RUN = LC_GROUP, CODES_A = 4, CODES_B = 6 /* and the tiles after each */ };
 
 /* What this thread's tiles are shaped for; 0: nothing. */
 static _Thread_local int shaped_tokens, shaped_sub;
@@ -142,7 +142,7 @@ static void bf16_panel(const lc_panel *panel, int n, int sub, bool has_min, uint
     for (int k = 0; k < n; k += sub) {
         const __m512 scale = _mm512_loadu_ps(panel->scales + k / sub * TILE_ROWS);
         const __m512 offset = has_min ? _mm512_sub_ps(_mm512_setzero_ps(), _mm512_loadu_ps(panel->mins + k / sub * TILE_ROWS))
-                                      : _mm512_mul_ps(scale, _mm512_set1_ps(-CODE_BIAS));
+                                      : _mm512_mul_ps(scale, _mm512_set1_ps(-LC_CODE_BIAS));
         for (int i = k; i < k + sub; i += 4) {
             const __m512i codes = _mm512_loadu_si512(panel->codes + i * TILE_ROWS);
             for (int j = 0; j < 4; j += 2) {

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from fakes import FakeCompiler
 
 from localcoder import Coder
 from localcoder.backends import reference, select
@@ -158,7 +159,7 @@ def test_a_card_that_does_not_start_means_the_cpu(good_card, monkeypatch, caplog
             raise RuntimeError("CUDA_ERROR_DEVICES_UNAVAILABLE:\nin use by another process")
 
     def open_card(index: int) -> CudaBackend:
-        return CudaBackend(CardDevice(GOOD, ModuleStore("sm_86", Compiler(), "13.0", Path()), None, NoStart()))
+        return CudaBackend(CardDevice(GOOD, ModuleStore("sm_86", FakeCompiler(), "13.0", Path()), None, NoStart()))
 
     monkeypatch.setattr(driver, "availability", lambda: None)
     monkeypatch.setattr(driver, "CardBackend", open_card)
@@ -173,17 +174,8 @@ def test_a_card_that_does_not_start_means_the_cpu(good_card, monkeypatch, caplog
 # --- compiled modules ------------------------------------------------------------------------------------------------
 
 
-class Compiler:
-    def __init__(self) -> None:
-        self.calls: list[str] = []
-
-    def __call__(self, module: Module, architecture: str) -> bytes:
-        self.calls.append(f"{module.name} {architecture}")
-        return b"code of " + module.name.encode()
-
-
 def test_modules_are_compiled_once_and_kept(tmp_path, caplog):
-    compiler, module = Compiler(), Module("linear", by_name("q4_k"))
+    compiler, module = FakeCompiler(), Module("linear", by_name("q4_k"))
     with caplog.at_level(logging.WARNING, "localcoder"):
         for _ in range(2):
             store = ModuleStore("sm_86", compiler, "13.0", tmp_path / "new" / "folder")
@@ -201,7 +193,7 @@ def test_a_changed_source_is_compiled_again(tmp_path, monkeypatch):
     sources.mkdir()
     (sources / "linear.cu").write_text("one", encoding="utf-8")
     monkeypatch.setattr(kernels, "sources_folder", lambda: sources)
-    compiler = Compiler()
+    compiler = FakeCompiler()
     for text in ("one", "two", "one"):
         (sources / "linear.cu").write_text(text, encoding="utf-8")
         ModuleStore("sm_86", compiler, "13.0", tmp_path / "kept").load(Module("elementwise"))
@@ -210,7 +202,7 @@ def test_a_changed_source_is_compiled_again(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("damage", [b"", b"short", b"\0" * 200])
 def test_a_damaged_file_is_compiled_again(tmp_path, damage):
-    compiler = Compiler()
+    compiler = FakeCompiler()
     store = ModuleStore("sm_86", compiler, "13.0", tmp_path)
     code = store.load(Module("attention"))
     (kept,) = tmp_path.iterdir()
@@ -224,7 +216,7 @@ def test_a_damaged_file_is_compiled_again(tmp_path, damage):
 def test_a_folder_that_cannot_be_written_costs_time_only(tmp_path):
     blocked = tmp_path / "file"
     blocked.write_text("not a folder", encoding="utf-8")
-    compiler = Compiler()
+    compiler = FakeCompiler()
     store = ModuleStore("sm_86", compiler, "13.0", blocked / "cuda")
     for _ in range(2):
         assert store.load(Module("attention")) == b"code of attention"
@@ -284,7 +276,7 @@ def test_ready_made_kernels_are_loaded_and_others_compiled(tmp_path, monkeypatch
             return SimpleNamespace(set_current=lambda: None, create_stream=lambda: None)
 
     made_ready(tmp_path / "ready", ALL_MODULES[:1], monkeypatch)
-    store = ModuleStore("sm_86", Compiler(), "13.0", tmp_path)
+    store = ModuleStore("sm_86", FakeCompiler(), "13.0", tmp_path)
     CardDevice(GOOD, store, None, Core()).prepare([by_name("q4_0")])
     assert loaded == [
         ("fatbin", "elementwise", b"fatbin of elementwise"),

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from fakes import FakeCompiler
 from tiny_model import write_tiny_model
 
 from localcoder.backends.cuda import emulated
@@ -26,15 +27,6 @@ from localcoder.model.engine import Chunk, Engine
 pytestmark = pytest.mark.skipif(emulated.availability() is not None, reason=str(emulated.availability()))
 
 GOOD = Card(0, "Card", (8, 6), 24 << 30, None)
-
-
-class Compiler:
-    def __init__(self) -> None:
-        self.calls: list[str] = []
-
-    def __call__(self, module: Module, architecture: str) -> bytes:
-        self.calls.append(f"{module.name} {architecture}")
-        return b"code of " + module.name.encode()
 
 
 class FakeCard:
@@ -110,7 +102,7 @@ class FakeBuilder:
 
 
 def backend_on(card: FakeCard, folder: Path) -> CudaBackend:
-    return CudaBackend(CardDevice(GOOD, ModuleStore("sm_86", Compiler(), "13.0", folder), card, card))
+    return CudaBackend(CardDevice(GOOD, ModuleStore("sm_86", FakeCompiler(), "13.0", folder), card, card))
 
 
 def test_a_model_runs_through_the_driver_layer(tmp_path):
@@ -146,7 +138,7 @@ def test_a_growing_context_is_recorded_now_and_then(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("module", ["elementwise", "attention", "linear-f32"])
 def test_kernels_that_do_not_compile_show_before_the_first_step(tmp_path, module):
-    class Broken(Compiler):
+    class Broken(FakeCompiler):
         def __call__(self, wanted: Module, architecture: str) -> bytes:
             if wanted.name == module:
                 raise BackendError(f"NVRTC cannot compile {module} for {architecture}: error")
