@@ -7,9 +7,9 @@ turns, test by test, with the same number of threads. llama.cpp is asked twice, 
 and the better median counts. The ratio is that of each round; its median and range are reported, and what fraction of
 the limit measured in the same run ours reaches.
 
-Results go to `tools/results/speed-CPU-N-threads.json`; a run replaces what it measured again and keeps the rest, so
-that a long comparison can be made in parts. The table (.md) and the plot (.png) are drawn anew from it. Needs
-llama-cpp-python, compiled for this machine, for the plot matplotlib, and a machine that does nothing else.
+Results go to `tools/results/speed-CPU-INSTRUCTIONS-N-threads.json`; a run replaces what it measured again and keeps
+the rest, so that a long comparison can be made in parts. The table (.md) and the plot (.png) are drawn anew from it.
+Needs llama-cpp-python, compiled for this machine, for the plot matplotlib, and a machine that does nothing else.
 """
 
 from __future__ import annotations
@@ -304,13 +304,13 @@ def main(
         return
     from importlib.metadata import version
 
-    from localcoder.backends.select import open_backend
+    from localcoder.backends.c import CBackend
     from localcoder.measure.machine import this_machine
 
     machine = this_machine()
-    slug = re.sub(r"[^a-z0-9]+", "-", machine.cpu.lower()).strip("-")
+    backend = CBackend(n_threads)
+    slug = re.sub(r"[^a-z0-9]+", "-", f"{machine.cpu} {backend.isa}".lower()).strip("-")  # some name no model
     out = out or RESULTS / f"speed-{slug}-{n_threads}-threads.json"
-    backend = open_backend("auto", n_threads)
     about = {
         "machine": asdict(machine),
         "threads": n_threads,

@@ -3,8 +3,6 @@
 #ifndef LC_ATTEND_AVX512_H
 #define LC_ATTEND_AVX512_H
 
-INLINE float half_of(uint16_t h) { return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(h))); }
-
 /* The sums of 16 vectors, s[4 i + j] in lane 4 i + j, each added up as _mm512_reduce_add_ps does it. */
 INLINE __m512 halves_joined(__m512 a, __m512 b) {
     return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xEE));
@@ -117,14 +115,6 @@ static void attend_mix(const float *weights, int ldw, const float *keep, int n_q
 
 /* --- the cache's rows as they lie ------------------------------------------------------------------------------- */
 
-/* What block e / 32 of a row is multiplied by. */
-INLINE __m512 scale_at(int type, const uint8_t *row, int e) {
-    if (type == LC_TYPE_F16) return _mm512_setzero_ps(); /* has none */
-    uint16_t d;
-    memcpy(&d, row + (size_t)(e / 32) * (type == LC_TYPE_Q8_0 ? sizeof(lc_block_q8_0) : sizeof(lc_block_q4_0)), 2);
-    return _mm512_set1_ps(half_of(d));
-}
-
 /* Values e to e + 15 of a row; e a multiple of 16. */
 INLINE __m512 values_at(int type, const uint8_t *row, int e, __m512 scale) {
     if (type == LC_TYPE_F16) return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)(row + 2 * e)));
@@ -139,84 +129,13 @@ INLINE __m512 values_at(int type, const uint8_t *row, int e, __m512 scale) {
     return _mm512_mul_ps(scale, _mm512_cvtepi32_ps(v_sub32(codes, v_set32(8))));
 }
 
-INLINE void floats_of(int type, const uint8_t *blocks, int n, float *x) {
-    for (int e = 0; e < n; e += 32) {
-        const __m512 scale = scale_at(type, blocks, e);
-        _mm512_storeu_ps(x + e, values_at(type, blocks, e, scale));
-        _mm512_storeu_ps(x + e + 16, values_at(type, blocks, e + 16, scale));
-    }
+enum { KEYS_ALONG = 16, VALUES_ALONG = 128, KEY_PARTS = 1 };
+typedef fvec lc_key_sum[KEY_PARTS];
+
+INLINE void store_scores(const lc_key_sum *sum, int n_k, float scale, float *scores) {
+    _mm512_mask_storeu_ps(scores, first(n_k), _mm512_mul_ps(sums_of_16(sum[0]), _mm512_set1_ps(scale)));
 }
 
-/* One query and n_k keys, at most 16. */
-INLINE void scores_along(int type, const float *q, const uint8_t *rows, size_t row_bytes, int n_k, int d, float scale,
-                         const uint8_t *ahead, float *scores) {
-    __m512 sum[16];
-    for (int j = 0; j < 16; j++) sum[j] = _mm512_setzero_ps();
-    for (int e = 0; e < d; e += 32) {
-        const __m512 q0 = _mm512_loadu_ps(q + e), q1 = _mm512_loadu_ps(q + e + 16);
-#define ADD_KEY(j)                                                                                    \
-    if (j < n_k) {                                                                                    \
-        const uint8_t *row = rows + (size_t)(j) * row_bytes;                                          \
-        const __m512 s = scale_at(type, row, e);                                                      \
-        sum[j] = _mm512_fmadd_ps(q0, values_at(type, row, e, s), sum[j]);                             \
-        sum[j] = _mm512_fmadd_ps(q1, values_at(type, row, e + 16, s), sum[j]);                        \
-    }
-        ADD_KEY(0) ADD_KEY(1) ADD_KEY(2) ADD_KEY(3) ADD_KEY(4) ADD_KEY(5) ADD_KEY(6) ADD_KEY(7)
-        ADD_KEY(8) ADD_KEY(9) ADD_KEY(10) ADD_KEY(11) ADD_KEY(12) ADD_KEY(13) ADD_KEY(14) ADD_KEY(15)
-#undef ADD_KEY
-    }
-    lc_fetch(ahead, (size_t)n_k * row_bytes);
-    const __m512 all = _mm512_mul_ps(sums_of_16(sum), _mm512_set1_ps(scale));
-    _mm512_mask_storeu_ps(scores, first(n_k), all);
-}
-
-/* n_e x 16 values of the result stay in registers while the values pass by. */
-INLINE void mix_along(int type, const float *weights, float keep, const uint8_t *rows, size_t row_bytes, int n_k,
-                      const uint8_t *ahead, float *out, int e0, int n_e) {
-    __m512 sum[8];
-    for (int i = 0; i < n_e; i++) sum[i] = _mm512_mul_ps(_mm512_loadu_ps(out + e0 + 16 * i), _mm512_set1_ps(keep));
-    for (int j = 0; j < n_k; j++) {
-        const uint8_t *row = rows + (size_t)j * row_bytes;
-        if (e0 == 0) lc_fetch(ahead + (size_t)j * row_bytes, row_bytes);
-        const __m512 weight = _mm512_set1_ps(weights[j]);
-        for (int i = 0; i < n_e; i += 2) {
-            const __m512 s = scale_at(type, row, e0 + 16 * i);
-            sum[i] = _mm512_fmadd_ps(weight, values_at(type, row, e0 + 16 * i, s), sum[i]);
-            sum[i + 1] = _mm512_fmadd_ps(weight, values_at(type, row, e0 + 16 * i + 16, s), sum[i + 1]);
-        }
-    }
-    for (int i = 0; i < n_e; i++) _mm512_storeu_ps(out + e0 + 16 * i, sum[i]);
-}
-
-#define DEFINE_ALONG_CACHE(name, type)                                                                                \
-    static void floats_of_##name(const uint8_t *blocks, int n, float *x) { floats_of(type, blocks, n, x); }          \
-    static void scores_along_##name(const float *q, const uint8_t *rows, size_t row_bytes, int n_k, int d,           \
-                                    float scale, const uint8_t *ahead, float *scores) {                              \
-        int j = 0;                                                                                                    \
-        for (; j + 16 <= n_k; j += 16, rows += 16 * row_bytes, ahead += 16 * row_bytes)                               \
-            scores_along(type, q, rows, row_bytes, 16, d, scale, ahead, scores + j);                                  \
-        if (j < n_k) scores_along(type, q, rows, row_bytes, n_k - j, d, scale, ahead, scores + j);                    \
-    }                                                                                                                 \
-    static void mix_along_##name(const float *weights, float keep, const uint8_t *rows, size_t row_bytes, int n_k,   \
-                                 int d, const uint8_t *ahead, float *out) {                                          \
-        int e = 0;                                                                                                    \
-        for (; e + 128 <= d; e += 128) mix_along(type, weights, keep, rows, row_bytes, n_k, ahead, out, e, 8);        \
-        for (; e < d; e += 32) mix_along(type, weights, keep, rows, row_bytes, n_k, ahead, out, e, 2);                \
-    }
-DEFINE_ALONG_CACHE(f16, LC_TYPE_F16)
-DEFINE_ALONG_CACHE(q8_0, LC_TYPE_Q8_0)
-DEFINE_ALONG_CACHE(q4_0, LC_TYPE_Q4_0)
-
-#define USE_CACHE_TYPE(name, NAME)                            \
-    table->to_float[LC_TYPE_##NAME] = floats_of_##name;       \
-    table->scores_along[LC_TYPE_##NAME] = scores_along_##name; \
-    table->mix_along[LC_TYPE_##NAME] = mix_along_##name;
-#define USE_ATTENTION                     \
-    table->attend_scores = attend_scores; \
-    table->exp_sum = exp_sum;             \
-    table->attend_mix = attend_mix;       \
-    USE_CACHE_TYPE(f16, F16)              \
-    USE_CACHE_TYPE(q8_0, Q8_0)            \
-    USE_CACHE_TYPE(q4_0, Q4_0)
+#include "attend_along.h"
 
 #endif

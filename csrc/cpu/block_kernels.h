@@ -77,9 +77,14 @@ INLINE fvec negative(fvec x) { return f_sub(f_set(0), x); }
 #define EACH_OF(expression) \
     (quad) { expression(k0), expression(k1), expression(k2), expression(k3) }
 
-INLINE quad bits_of(quad q, int shift, int mask) {
-    const vec m = v_set8(mask);
-#define BITS(k) v_and(shift ? v_srl16(q.k, shift) : q.k, m)
+/* The bits of every byte under `mask`, once they are moved from place `from` on to place `to` on. */
+INLINE vec moved_bits(vec v, int from, int to, int mask) {
+    const vec m = v_set8(mask << to);
+    return v_and(to > from ? v_sll16(v, to - from) : to < from ? v_srl16(v, from - to) : v, m);
+}
+
+INLINE quad bits_of(quad q, int from, int mask) {
+#define BITS(k) moved_bits(q.k, from, 0, mask)
     return EACH_OF(BITS);
 #undef BITS
 }
@@ -93,17 +98,20 @@ INLINE quad plus(quad q, int value) {
 #undef PLUS
 }
 
-/* low | high << shift, high below 1 << (8 - shift) */
-INLINE quad with_high(quad low, quad high, int shift) {
-#define WITH(k) v_or(low.k, v_sll16(high.k, shift))
+/* Adds the two bits from place `from` on of `high`, moved to place 4, which is free. */
+INLINE quad with_high(quad low, quad high, int from) {
+#define WITH(k) v_or(low.k, moved_bits(high.k, from, 4, 3))
     return EACH_OF(WITH);
 #undef WITH
 }
 
-/* Adds `value` to the bytes for which bit `bit` of the flags is set. */
-INLINE quad plus_where(quad q, quad flags, int bit, int value) {
-    const vec b = v_set8(1 << bit), v = v_set8(value);
-#define PLUS_WHERE(k) add_where(q.k, flags.k, b, v)
+/* Adds 1 << to to the bytes for which bit `bit` of the flags is set. */
+INLINE quad plus_where(quad q, quad flags, int bit, int to) {
+#if defined(HAS_BYTE_MASKS)
+#define PLUS_WHERE(k) add_where(q.k, flags.k, v_set8(1 << bit), v_set8(1 << to))
+#else
+#define PLUS_WHERE(k) v_add8(q.k, moved_bits(flags.k, bit, to, 1))
+#endif
     return EACH_OF(PLUS_WHERE);
 #undef PLUS_WHERE
 }
@@ -164,11 +172,20 @@ typedef struct sink {
     int stride; /* from one scale of a row to its next */
     const int8_t *a; /* the token's codes, if this is no panel */
     int bits; /* of a code */
+    const uint8_t *ahead; /* what to ask memory for next, */
+    int ahead_bytes;      /* so many bytes with every quad: requests in a burst get lost */
     vec sum[16];
 } sink;
 
+INLINE void ask_ahead(sink *to, const uint8_t *ahead, int block_bytes, int block_elems) {
+    to->ahead = ahead;
+    to->ahead_bytes = VEC_ROWS * block_bytes * 16 / block_elems;
+}
+
 /* 16 codes of each row, from number `first` of the block on. */
 INLINE void put_quad(sink *to, int sub, int first, quad q) {
+    lc_fetch(to->ahead, (size_t)to->ahead_bytes);
+    to->ahead += to->ahead_bytes;
     if (sub != 0) {
         to->sum[first / sub] = dot16(to->sum[first / sub], q, to->a + first, to->bits);
         return;
@@ -271,8 +288,8 @@ BLOCK(q4_k) {
 /* The same; bit s of `qh` belongs to sub-block s. */
 INLINE void q5_k_part(const lc_rows row, size_t at, sink *to, int sub, quad qh, int h, int c) {
     const quad q = load_quad(row, AT(q5_k, qs) + 32 * (size_t)c + 16 * (size_t)h);
-    put_quad(to, sub, c * 64 + h * 16, plus_where(low_nibbles(q), qh, 2 * c, 16));
-    put_quad(to, sub, c * 64 + h * 16 + 32, plus_where(high_nibbles(q), qh, 2 * c + 1, 16));
+    put_quad(to, sub, c * 64 + h * 16, plus_where(low_nibbles(q), qh, 2 * c, 4));
+    put_quad(to, sub, c * 64 + h * 16 + 32, plus_where(high_nibbles(q), qh, 2 * c + 1, 4));
 }
 INLINE void q5_k_half(const lc_rows row, size_t at, sink *to, int sub, int h) {
     const quad qh = load_quad(row, AT(q5_k, qh) + 16 * (size_t)h);
@@ -290,8 +307,8 @@ INLINE void q6_k_scale(sink *to, quad scales, fvec d, int s) {
 /* 128 values are four groups of 32: bytes c of `ql` hold group c (low nibbles) and c + 2 (high). */
 INLINE void q6_k_part(const lc_rows row, size_t at, sink *to, int sub, quad qh, int half, int h, int c) {
     const quad q = load_quad(row, AT(q6_k, ql) + 64 * (size_t)half + 32 * (size_t)c + 16 * (size_t)h);
-    const quad low = with_high(low_nibbles(q), bits_of(qh, 2 * c, 3), 4);
-    const quad high = with_high(high_nibbles(q), bits_of(qh, 2 * c + 4, 3), 4);
+    const quad low = with_high(low_nibbles(q), qh, 2 * c);
+    const quad high = with_high(high_nibbles(q), qh, 2 * c + 4);
     put_quad(to, sub, half * 128 + c * 32 + h * 16, plus(low, BIAS_OF(6) - 32));
     put_quad(to, sub, half * 128 + c * 32 + h * 16 + 64, plus(high, BIAS_OF(6) - 32));
 }
@@ -340,7 +357,7 @@ INLINE void q3_k_scale(sink *to, quad tail, fvec d, int s) {
     put_scale(to, s, times(d, v_sub32(scale, v_set32(32))));
 }
 INLINE void q3_k_group(sink *to, int sub, quad q, quad hmask, int h, int half, int g) {
-    const quad codes = plus_where(plus(bits_of(q, 2 * g, 3), BIAS_OF(3) - 4), hmask, 4 * half + g, 4);
+    const quad codes = plus_where(plus(bits_of(q, 2 * g, 3), BIAS_OF(3) - 4), hmask, 4 * half + g, 2);
     put_quad(to, sub, half * 128 + g * 32 + h * 16, codes);
 }
 INLINE void q3_k_part(const lc_rows row, size_t at, sink *to, int sub, quad hmask, int h, int half) {
@@ -419,12 +436,12 @@ INLINE void end_sum(const sink *to, int sub, const lc_q8_block *x, int first, in
             lc_rows row;                                                                                      \
             row_pointers(rows, row_bytes, r, n_rows, row);                                                    \
             for (int b = 0; b < n / elems; b++, ahead += VEC_ROWS * BYTES) {                                  \
-                lc_fetch(ahead, VEC_ROWS * BYTES);                                                            \
                 sink to;                                                                                      \
                 to.codes = panel->codes + (size_t)b * elems * TILE_ROWS + 4 * r;                              \
                 to.scales = panel->scales + b * SUBS * TILE_ROWS + r;                                         \
                 to.mins = panel->mins + b * SUBS * TILE_ROWS + r;                                             \
                 to.stride = TILE_ROWS;                                                                        \
+                ask_ahead(&to, ahead, BYTES, elems);                                                          \
                 scales_##name(row, (size_t)b * BYTES, &to);                                                   \
                 block_##name(row, (size_t)b * BYTES, &to, 0);                                                 \
             }                                                                                                 \

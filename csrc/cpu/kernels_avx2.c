@@ -75,7 +75,7 @@ INLINE __m256 load_bf16(const uint8_t *p) {
 
 typedef __m256 (*load_fn)(const uint8_t *);
 
-enum { DOT_ROWS = 3, DOT_TOKENS = 4 };
+enum { DOT_ROWS = 4, DOT_TOKENS = 3 };
 
 /* A block of n_rows x n_tokens sums; the last n % 8 values are copied beside zeros. */
 INLINE void dot_block(const uint8_t *rows, size_t row_bytes, const float *x, size_t ldx, int n, const uint8_t *ahead,
@@ -86,11 +86,11 @@ INLINE void dot_block(const uint8_t *rows, size_t row_bytes, const float *x, siz
     const int whole = n / 8 * 8;
     for (int i = 0; i < whole; i += 8) {
         if (ahead != NULL) lc_fetch(ahead + (size_t)(i * n_rows) * size, 8 * (size_t)n_rows * size);
-        __m256 w[DOT_ROWS];
-        for (int r = 0; r < n_rows; r++) w[r] = load(rows + (size_t)r * row_bytes + (size_t)i * size);
-        for (int t = 0; t < n_tokens; t++) {
-            const __m256 v = _mm256_loadu_ps(x + (size_t)t * ldx + i);
-            for (int r = 0; r < n_rows; r++) sum[r][t] = _mm256_fmadd_ps(w[r], v, sum[r][t]);
+        __m256 v[DOT_TOKENS];
+        for (int t = 0; t < n_tokens; t++) v[t] = _mm256_loadu_ps(x + (size_t)t * ldx + i);
+        for (int r = 0; r < n_rows; r++) {
+            const __m256 w = load(rows + (size_t)r * row_bytes + (size_t)i * size);
+            for (int t = 0; t < n_tokens; t++) sum[r][t] = _mm256_fmadd_ps(w, v[t], sum[r][t]);
         }
     }
     for (int r = 0; r < n_rows && whole < n; r++)
@@ -195,35 +195,6 @@ static void half_to_float(const uint16_t *h, int n, float *x) {
     for (; i < n; i++) x[i] = lc_half_to_float(h[i]);
 }
 
-static void floats_of_f16(const uint8_t *blocks, int n, float *x) {
-    half_to_float((const uint16_t *)(const void *)blocks, n, x);
-}
-
-INLINE void store_scaled(float *x, __m256 d, __m256i codes) {
-    _mm256_storeu_ps(x, _mm256_mul_ps(d, _mm256_cvtepi32_ps(codes)));
-}
-
-static void floats_of_q8_0(const uint8_t *blocks, int n, float *x) {
-    const lc_block_q8_0 *b = (const void *)blocks;
-    for (const lc_block_q8_0 *end = b + n / 32; b < end; b++)
-        for (int i = 0; i < 32; i += 8, x += 8) {
-            const __m256i codes = _mm256_cvtepi8_epi32(_mm_loadl_epi64((const void *)(b->qs + i)));
-            store_scaled(x, _mm256_set1_ps(_cvtsh_ss(b->d)), codes);
-        }
-}
-
-static void floats_of_q4_0(const uint8_t *blocks, int n, float *x) {
-    const lc_block_q4_0 *b = (const void *)blocks;
-    const __m256i eight = _mm256_set1_epi32(8), mask = _mm256_set1_epi32(15);
-    for (const lc_block_q4_0 *end = b + n / 32; b < end; b++, x += 32)
-        for (int i = 0; i < 16; i += 8) {
-            const __m256 d = _mm256_set1_ps(_cvtsh_ss(b->d));
-            const __m256i codes = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const void *)(b->qs + i)));
-            store_scaled(x + i, d, _mm256_sub_epi32(_mm256_and_si256(codes, mask), eight));
-            store_scaled(x + i + 16, d, _mm256_sub_epi32(_mm256_srli_epi32(codes, 4), eight));
-        }
-}
-
 static void float_to_half(const float *x, int n, uint16_t *h) {
     int i = 0;
     for (; i + 8 <= n; i += 8)
@@ -231,84 +202,7 @@ static void float_to_half(const float *x, int n, uint16_t *h) {
     for (; i < n; i++) h[i] = lc_float_to_half(x[i]);
 }
 
-/* --- attention ------------------------------------------------------------------------------------------------ */
-
-/* Half of the 16 lanes; sums in all would not fit in the registers. */
-INLINE void half_dots(const float *q, const float *k, int d, int n_q, int n_k, __m256 sum[2][4]) {
-    for (int i = 0; i < n_q; i++)
-        for (int j = 0; j < n_k; j++) sum[i][j] = _mm256_setzero_ps();
-    for (int e = 0; e < d; e += 16) {
-        __m256 v[2];
-        for (int i = 0; i < n_q; i++) v[i] = _mm256_loadu_ps(q + i * d + e);
-        for (int j = 0; j < n_k; j++) {
-            const __m256 key = _mm256_loadu_ps(k + j * d + e);
-            for (int i = 0; i < n_q; i++) sum[i][j] = _mm256_fmadd_ps(v[i], key, sum[i][j]);
-        }
-    }
-}
-
-INLINE void scores_block(const float *q, const float *k, int d, float scale, float *scores, int lds, int n_q, int n_k) {
-    __m256 lower[2][4], upper[2][4];
-    half_dots(q, k, d, n_q, n_k, lower);
-    half_dots(q + 8, k + 8, d, n_q, n_k, upper);
-    for (int i = 0; i < n_q; i++)
-        for (int j = 0; j < n_k; j++) scores[i * lds + j] = sum_f32(_mm256_add_ps(lower[i][j], upper[i][j])) * scale;
-}
-
-static void attend_scores(const float *q, int n_q, const float *k, int n_k, int d, float scale, float *scores,
-                          int lds) {
-    int i = 0;
-    for (; i + 2 <= n_q; i += 2) {
-        int j = 0;
-        for (; j + 4 <= n_k; j += 4) scores_block(q + i * d, k + j * d, d, scale, scores + i * lds + j, lds, 2, 4);
-        for (; j < n_k; j++) scores_block(q + i * d, k + j * d, d, scale, scores + i * lds + j, lds, 2, 1);
-    }
-    if (i == n_q) return;
-    int j = 0;
-    for (; j + 4 <= n_k; j += 4) scores_block(q + i * d, k + j * d, d, scale, scores + i * lds + j, lds, 1, 4);
-    for (; j < n_k; j++) scores_block(q + i * d, k + j * d, d, scale, scores + i * lds + j, lds, 1, 1);
-}
-
-static float exp_sum(float *scores, int n, float max) {
-    const __m256 top = _mm256_set1_ps(max);
-    __m256 sum[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
-    for (int i = 0; i < n; i += 16)
-        for (int half = 0; half < 2; half++) {
-            const __m256 e = exp8(_mm256_sub_ps(_mm256_loadu_ps(scores + i + 8 * half), top));
-            _mm256_storeu_ps(scores + i + 8 * half, e);
-            sum[half] = _mm256_add_ps(sum[half], e);
-        }
-    return sum_f32(_mm256_add_ps(sum[0], sum[1]));
-}
-
-INLINE void mix_block(const float *weights, int ldw, const float *keep, const float *v, int n_k, int d, float *out,
-                      int n_q, int n_e) {
-    __m256 sum[4][2];
-    for (int i = 0; i < n_q; i++)
-        for (int e = 0; e < n_e; e++)
-            sum[i][e] = _mm256_mul_ps(_mm256_loadu_ps(out + i * d + 8 * e), _mm256_set1_ps(keep[i]));
-    for (int j = 0; j < n_k; j++) {
-        __m256 value[2];
-        for (int e = 0; e < n_e; e++) value[e] = _mm256_loadu_ps(v + j * d + 8 * e);
-        for (int i = 0; i < n_q; i++) {
-            const __m256 weight = _mm256_set1_ps(weights[i * ldw + j]);
-            for (int e = 0; e < n_e; e++) sum[i][e] = _mm256_fmadd_ps(weight, value[e], sum[i][e]);
-        }
-    }
-    for (int i = 0; i < n_q; i++)
-        for (int e = 0; e < n_e; e++) _mm256_storeu_ps(out + i * d + 8 * e, sum[i][e]);
-}
-
-static void attend_mix(const float *weights, int ldw, const float *keep, int n_q, const float *v, int n_k, int d,
-                       float *out) {
-    int i = 0;
-    for (; i + 4 <= n_q; i += 4)
-        for (int e = 0; e < d; e += 16)
-            mix_block(weights + i * ldw, ldw, keep + i, v + e, n_k, d, out + i * d + e, 4, 2);
-    for (; i < n_q; i++)
-        for (int e = 0; e < d; e += 16)
-            mix_block(weights + i * ldw, ldw, keep + i, v + e, n_k, d, out + i * d + e, 1, 2);
-}
+#include "attend_avx2.h"
 
 void LC_KERNELS(lc_kernels *table) {
     table->isa = LC_ISA_NAME;
@@ -326,11 +220,6 @@ void LC_KERNELS(lc_kernels *table) {
     table->rope = rope;
     table->silu_mul = silu_mul;
     table->half_to_float = half_to_float;
-    table->to_float[LC_TYPE_F16] = floats_of_f16;
-    table->to_float[LC_TYPE_Q8_0] = floats_of_q8_0;
-    table->to_float[LC_TYPE_Q4_0] = floats_of_q4_0;
     table->float_to_half = float_to_half;
-    table->attend_scores = attend_scores;
-    table->exp_sum = exp_sum;
-    table->attend_mix = attend_mix;
+    USE_ATTENTION
 }

@@ -125,13 +125,13 @@ static void matvec_chunk(const lc_kernels *kernels, const lc_weight *weight, con
     }
 }
 
-/* At most a tile of tokens: each tile of rows from end to end, in the order of memory. */
+/* Not many tokens: each tile of rows from end to end, in the order of memory. */
 static void few_tokens_chunk(const lc_kernels *kernels, const lc_weight *weight, const uint8_t *rows, size_t row_bytes,
                              int n_rows, const lc_activations *q8, const uint8_t *ahead, const lc_matmul_scratch *scratch,
                              float *c) {
     enum { FEW_ELEMS = 256 }; /* stretches short enough to ask for memory evenly */
     const lc_format *format = lc_format_of(weight->type);
-    const int tile = kernels->tile_rows, n_blocks = blocks_of(kernels, q8);
+    const int tile = kernels->tile_rows, n_blocks = blocks_of(kernels, q8), per_block = lc_q8_block_tokens(kernels, q8);
     lc_panel panel = panel_at(kernels, scratch->panels, 0);
     for (int r = 0; r < n_rows; r += tile) {
         const uint8_t *here = rows + (size_t)r * row_bytes;
@@ -141,9 +141,9 @@ static void few_tokens_chunk(const lc_kernels *kernels, const lc_weight *weight,
             const size_t at = lc_row_bytes(format, k0);
             unpack_tile(kernels, weight, here + at, row_bytes, at_most(n_rows - r, tile), n, next + (size_t)tile * at,
                         &panel);
-            for (int b = 0; b < n_blocks; b++) { /* one, or few of a token each */
+            for (int b = 0; b < n_blocks; b++) {
                 const lc_q8_block block = lc_q8_block_at(kernels, q8, b), x = lc_q8_block_from(&block, k0);
-                kernels->tile[weight->type](&panel, &x, n, c + b * LC_CHUNK_ROWS + r, LC_CHUNK_ROWS);
+                kernels->tile[weight->type](&panel, &x, n, c + b * per_block * LC_CHUNK_ROWS + r, LC_CHUNK_ROWS);
             }
         }
     }
@@ -264,7 +264,7 @@ void lc_matmul_chunk(const lc_kernels *kernels, const lc_weight *weight, int row
         return;
     }
     memset(c, 0, (size_t)n_tokens * LC_CHUNK_ROWS * sizeof *c);
-    if (n_tokens <= kernels->tile_tokens)
+    if (n_tokens <= LC_MAX_TILE_TOKENS)
         few_tokens_chunk(kernels, weight, rows, row_bytes, n_rows, q8, ahead, scratch, c);
     else
         many_tokens_chunk(kernels, weight, rows, row_bytes, n_rows, q8, scratch, c);

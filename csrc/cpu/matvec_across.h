@@ -20,14 +20,14 @@ INLINE void start_sum(sink *to, const int32_t *bias, int bits, int has_min, int 
             row_pointers(rows, row_bytes, r, n_rows, row);                                                      \
             const uint8_t *next = ahead + (size_t)r * row_bytes;                                                \
             fvec total = f_set(0);                                                                              \
-            for (int b = 0; b < n / elems; b++) {                                                               \
-                lc_fetch_rows(next, row_bytes, VEC_ROWS, (size_t)b * BYTES, (size_t)(b + 1) * BYTES);           \
+            for (int b = 0; b < n / elems; b++, next += VEC_ROWS * BYTES) {                                     \
                 sink to;                                                                                        \
                 to.scales = scales;                                                                             \
                 to.mins = mins;                                                                                 \
                 to.stride = VEC_ROWS;                                                                           \
                 to.a = x->codes + b * elems;                                                                    \
                 to.bits = code_bits;                                                                            \
+                ask_ahead(&to, next, BYTES, elems);                                                             \
                 FOR_16(start_sum, &to, bias + b * SUBS, code_bits, has_min, SUBS);                              \
                 scales_##name(row, (size_t)b * BYTES, &to);                                                     \
                 block_##name(row, (size_t)b * BYTES, &to, sub_elems);                                           \

@@ -207,13 +207,14 @@ static void advance(lc_program *p, int thread) {
 
 /* Before the threads meet: the start of what this thread will read in the next LINEAR. Memory would idle meanwhile. */
 static void fetch_next(const lc_program *p, int thread) {
+    enum { MOST_BYTES = 4096 }; /* more would keep the thread from the others, who wait */
     for (int i = p->phase + 1; i < p->n_phases; i++) {
         if (p->phases[i].kind != LC_PHASE_LINEAR) continue;
         const lc_op *op = &p->ops[p->phases[i].first];
         const lc_weight *w = &op->weights[0];
         if (rows_of(p, op) == 0 || thread >= count_items(p, &p->phases[i])) return;
         const size_t n_bytes = (size_t)p->pool->kernels->tile_rows * lc_row_bytes(lc_format_of(w->type), w->n_in);
-        lc_fetch(piece_data(op, piece_of(p, op, thread)), n_bytes);
+        lc_fetch(piece_data(op, piece_of(p, op, thread)), n_bytes < MOST_BYTES ? n_bytes : MOST_BYTES);
         return;
     }
 }

@@ -74,6 +74,7 @@ INLINE vec add_products(vec sum, vec w, const int8_t *four, int bits) {
 INLINE vec widened(vec sum) { return _mm512_madd_epi16(sum, _mm512_set1_epi16(1)); }
 #endif
 
+#define HAS_BYTE_MASKS
 /* Adds `value` to the bytes of v in which `flags` has any of `bits`. */
 INLINE vec add_where(vec v, vec flags, vec bits, vec value) {
     return _mm512_mask_add_epi8(v, _mm512_test_epi8_mask(flags, bits), v, value);
