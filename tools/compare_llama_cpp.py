@@ -8,8 +8,9 @@ and the better median counts. The ratio is that of each round; its median and ra
 the limit measured in the same run ours reaches.
 
 Results go to `tools/results/speed-CPU-INSTRUCTIONS-N-threads.json`; a run replaces what it measured again and keeps
-the rest, so that a long comparison can be made in parts. The table (.md) and the plot (.png) are drawn anew from it.
-Needs llama-cpp-python, compiled for this machine, for the plot matplotlib, and a machine that does nothing else.
+the rest, so that a long comparison can be made in parts. The table (.md), the plot (.png) and the README's table are
+drawn anew from it. Needs llama-cpp-python, compiled for this machine, for the plot matplotlib, and a machine that
+does nothing else.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ from typing import Any
 
 import click
 import numpy as np
+from speed_table import RESULTS, write_readme
 
 TESTS = "pp128,pp512,pp2048,tg32,tg32@2048,tg32@8192"
-RESULTS = Path(__file__).parent / "results"
 OURS, THEIRS = "localcoder", {"default": True, "no repacking": False}
 N_BATCH = 512
 
@@ -327,6 +328,8 @@ def main(
     out.with_suffix(".md").write_text(table(report), encoding="utf-8")
     with contextlib.suppress(ImportError):
         plot(report, out.with_suffix(".png"))
+    if out.parent == RESULTS:
+        write_readme()
 
 
 if __name__ == "__main__":

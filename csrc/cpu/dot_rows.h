@@ -1,6 +1,6 @@
 /* Products of rows of a float type with tokens, in blocks of sums that stay in registers. Included by the file of an
  * instruction set, which has before: load_fn, what reads some values of a row as float32; DOT_ROWS and DOT_TOKENS, how
- * large a block may be; and dot_block, which computes one. */
+ * large a block may be, and DOT_ROWS_ALONE, of how many rows for one token; and dot_block, which computes one. */
 #ifndef LC_DOT_ROWS_H
 #define LC_DOT_ROWS_H
 
@@ -29,14 +29,24 @@ INLINE void dot_all_tokens(const uint8_t *rows, size_t row_bytes, int n_rows, co
     }
 }
 
-INLINE void dot_rows(const uint8_t *rows, size_t row_bytes, int n_rows, const float *x, size_t ldx, int n_tokens, int n,
-                     const uint8_t *ahead, float *y, size_t ldy, load_fn load, size_t size) {
+/* `at_once` rows at a time. */
+INLINE void dot_groups(const uint8_t *rows, size_t row_bytes, int n_rows, const float *x, size_t ldx, int n_tokens, int n,
+                       const uint8_t *ahead, float *y, size_t ldy, load_fn load, size_t size, int at_once) {
     int r = 0;
-    for (; r + DOT_ROWS <= n_rows; r += DOT_ROWS, rows += DOT_ROWS * row_bytes, y += DOT_ROWS)
-        dot_all_tokens(rows, row_bytes, DOT_ROWS, x, ldx, n_tokens, n,
-                       r + DOT_ROWS < n_rows ? rows + DOT_ROWS * row_bytes : ahead, y, ldy, load, size);
+    for (; r + at_once <= n_rows; r += at_once, rows += (size_t)at_once * row_bytes, y += at_once)
+        dot_all_tokens(rows, row_bytes, at_once, x, ldx, n_tokens, n,
+                       r + at_once < n_rows ? rows + (size_t)at_once * row_bytes : ahead, y, ldy, load, size);
     for (; r < n_rows; r++, rows += row_bytes, y++)
         dot_all_tokens(rows, row_bytes, 1, x, ldx, n_tokens, n, ahead, y, ldy, load, size);
+}
+
+/* Memory is read fastest in few streams, so one token meets fewer rows at a time. */
+INLINE void dot_rows(const uint8_t *rows, size_t row_bytes, int n_rows, const float *x, size_t ldx, int n_tokens, int n,
+                     const uint8_t *ahead, float *y, size_t ldy, load_fn load, size_t size) {
+    if (n_tokens == 1)
+        dot_groups(rows, row_bytes, n_rows, x, ldx, 1, n, ahead, y, ldy, load, size, DOT_ROWS_ALONE);
+    else
+        dot_groups(rows, row_bytes, n_rows, x, ldx, n_tokens, n, ahead, y, ldy, load, size, DOT_ROWS);
 }
 
 #define DEFINE_DOT(name, load, size)                                                                              \

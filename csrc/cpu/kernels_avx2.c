@@ -75,7 +75,7 @@ INLINE __m256 load_bf16(const uint8_t *p) {
 
 typedef __m256 (*load_fn)(const uint8_t *);
 
-enum { DOT_ROWS = 4, DOT_TOKENS = 3 };
+enum { DOT_ROWS = 4, DOT_TOKENS = 3, DOT_ROWS_ALONE = 2 };
 
 /* A block of n_rows x n_tokens sums; the last n % 8 values are copied beside zeros. */
 INLINE void dot_block(const uint8_t *rows, size_t row_bytes, const float *x, size_t ldx, int n, const uint8_t *ahead,

@@ -156,7 +156,7 @@ INLINE __m512 load_bf16(const uint8_t *p, __mmask16 m) {
 
 INLINE __mmask16 first(int n) { return (__mmask16)(n >= 16 ? 0xFFFF : (1u << n) - 1); }
 
-enum { DOT_ROWS = 4, DOT_TOKENS = 4 };
+enum { DOT_ROWS = 4, DOT_TOKENS = 4, DOT_ROWS_ALONE = 4 };
 
 /* A block of n_rows x n_tokens sums. */
 INLINE void dot_block(const uint8_t *rows, size_t row_bytes, const float *x, size_t ldx, int n, const uint8_t *ahead,

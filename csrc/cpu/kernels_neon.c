@@ -93,7 +93,7 @@ INLINE float32x4_t load_bf16(const uint8_t *p) {
 
 typedef float32x4_t (*load_fn)(const uint8_t *);
 
-enum { DOT_ROWS = 4, DOT_TOKENS = 4 };
+enum { DOT_ROWS = 4, DOT_TOKENS = 4, DOT_ROWS_ALONE = 4 };
 
 /* A block of n_rows x n_tokens sums, each in four lanes. */
 INLINE void dot_block(const uint8_t *rows, size_t row_bytes, const float *x, size_t ldx, int n, const uint8_t *ahead,

@@ -15,7 +15,7 @@ from localcoder.session.constraint import Constraint, Edges, Surroundings
 from localcoder.session.grammar.matcher import make_grammar
 from localcoder.session.lookup import Lookup
 from localcoder.session.options import GenerationOptions
-from localcoder.session.sampler import Logprob, Sampler, logprobs
+from localcoder.session.sampler import Hook, Logprob, Sampler, logprobs
 from localcoder.session.session import Session, StepCancelled
 from localcoder.session.speculation import Drafting, DraftModel, Speculation
 from localcoder.tokenizer.tokenizer import StreamDecoder, Tokenizer
@@ -183,11 +183,11 @@ class Transcript:
         )
 
 
-def make_sampler(tokenizer: Tokenizer, n_vocab: int, options: GenerationOptions) -> Sampler:
+def make_sampler(tokenizer: Tokenizer, n_vocab: int, options: GenerationOptions, hook: Hook | None = None) -> Sampler:
     """A sampler that never chooses what the vocabulary has no token for."""
     forbidden = np.flatnonzero(tokenizer.unsampleable(n_vocab)).tolist()
     breakers = tokenizer.ids_with(_DRY_BREAKERS) if options.dry_multiplier else ()
-    return Sampler(options, forbidden, breakers=breakers, n_logprobs=options.logprobs)
+    return Sampler(options, forbidden, breakers=breakers, n_logprobs=options.logprobs, hook=hook)
 
 
 @dataclass(frozen=True)
@@ -235,6 +235,7 @@ class Generation:
         draft: a smaller model that guesses, where the options say to speculate.
         n_head: how many tokens from the start are always kept, where the options say to go on in a full context.
         around: what the text stands in, as far as it has to fit; default: the prompt is before it.
+        hook: as `Sampler` has it; it may also raise StepCancelled, which ends the text.
 
     `begun` and `after` are not for options that say what the text has to be.
 
@@ -255,6 +256,7 @@ class Generation:
         draft: DraftModel | None = None,
         n_head: int = 1,
         around: Surroundings | None = None,
+        hook: Hook | None = None,
     ) -> None:
         self._lend = lend
         self._tokenizer = tokenizer
@@ -263,7 +265,7 @@ class Generation:
         self._begun, self._after = begun, after
         self._n_kept = n_head if options.context_overflow == "shift" else None
         self._draft = draft if options.speculate else None
-        self._sampler = make_sampler(tokenizer, n_vocab, options)
+        self._sampler = make_sampler(tokenizer, n_vocab, options, hook)
         self._grammar = make_grammar(tokenizer, n_vocab, options, prompt, around)
         self._transcript = Transcript(tokenizer, options, self._sampler, self._grammar)
         self._speculation: Speculation | None = None

@@ -10,7 +10,7 @@ import math
 import secrets
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -232,6 +232,9 @@ def logprob_of(logits: Float32, token: int, n: int) -> Logprob:
     return Logprob(token, float(logs[token]), tuple((i, float(logs[i])) for i in best))
 
 
+Hook: TypeAlias = Callable[[Float32, Sequence[int]], Float32]
+
+
 class Sampler:
     """Chooses tokens for one generation. The same seed and logits give the same tokens.
 
@@ -240,6 +243,8 @@ class Sampler:
         forbidden: ids that are never chosen (the vocabulary's padding rows).
         breakers: ids that no repetition reaches across, for DRY.
         n_logprobs: how many of the likeliest tokens to record for each that is chosen; None: nothing is recorded.
+        hook: gets the logits float32 [n_vocab] and the tokens before each choice, and returns other logits, before
+            anything else happens to them.
 
     Attributes:
         seed: the seed in use; with options.seed = None a fresh one.
@@ -253,8 +258,10 @@ class Sampler:
         *,
         breakers: Collection[int] = (),
         n_logprobs: int | None = None,
+        hook: Hook | None = None,
     ) -> None:
         self._options = options
+        self._hook = hook
         self._forbidden = np.array(sorted(forbidden), np.intp)
         self._breakers = frozenset(breakers)
         self._n_logprobs = n_logprobs
@@ -269,7 +276,7 @@ class Sampler:
         """What of a row of logits decides a choice without a constraint; None: all of it."""
         o = self._options
         changed = o.logit_bias or o.frequency_penalty or o.presence_penalty or o.repeat_penalty != 1 or o.dry_multiplier
-        if changed or self._n_logprobs is not None:
+        if changed or self._n_logprobs is not None or self._hook is not None:
             return None
         if o.temperature == 0:
             k = 1
@@ -329,6 +336,8 @@ class Sampler:
     def _allowed(self, logits: Float32, history: Sequence[int]) -> Float32:
         """The logits with bias and penalties, -inf where nothing may be chosen."""
         _check_finite(logits)
+        if self._hook is not None:
+            logits = self._hook(logits, history)
         weakened = self._weakened(logits, history)
         if len(self._forbidden):
             weakened = weakened.copy()

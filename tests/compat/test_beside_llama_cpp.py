@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib.metadata
 import inspect
 import itertools
+import pickle
 import re
 
 import numpy as np
@@ -73,6 +74,11 @@ def without_chance(result):
         "from_pretrained",
         "set_seed",
         "set_cache",
+        "eval",
+        "sample",
+        "reset",
+        "save_state",
+        "load_state",
     ],
 )
 def test_signatures(name):
@@ -265,6 +271,76 @@ def test_generate(both):
 
     assert first(both[0], 30, temp=0.0) == first(both[1], 30, temp=0.0)
     assert len(first(both[0], 30, top_k=40, top_p=0.95, temp=1.0, repeat_penalty=1.0)) == 30
+
+
+def test_evaluating_and_sampling(both):
+    def run(llm):
+        llm.reset()
+        llm.eval(llm.tokenize(PROMPTS[0].encode()))
+        written = []
+        for _ in range(8):
+            written.append(llm.sample(temp=0.0))
+            llm.eval(written[-1:])
+        return llm.n_tokens, written, np.array(llm.scores[: llm.n_tokens])
+
+    (n_ours, ours_, rows_ours), (n_theirs, theirs_, rows_theirs) = map(run, both)
+    assert (n_ours, ours_) == (n_theirs, theirs_)
+    np.testing.assert_allclose(rows_ours, rows_theirs, atol=0.05)
+    assert both[0].sample(temp=0.0, idx=3) == rows_ours[3].argmax()
+
+
+def test_states(both):
+    def run(llm):
+        llm.reset()
+        llm.eval(llm.tokenize(PROMPTS[1].encode()))
+        state = pickle.loads(pickle.dumps(llm.save_state()))
+        first = list(itertools.islice(llm.generate([5], temp=0.0, reset=False), 6))
+        llm.reset()
+        llm.eval([7, 8, 9])
+        llm.load_state(state)
+        assert llm.n_tokens == state.n_tokens
+        return first, list(itertools.islice(llm.generate([5], temp=0.0, reset=False), 6))
+
+    (ours_first, ours_again), (theirs_first, _) = map(run, both)
+    assert ours_first == ours_again == theirs_first
+
+
+def test_logits_processors_and_stopping_criteria(both):
+    seen = {0: [], 1: []}
+
+    def run(number, llm, module):
+        def no_line_breaks(ids, scores):
+            seen[number].append(len(ids))
+            scores[llm.token_nl()] = -np.inf
+            return scores
+
+        def enough(ids, logits):
+            return bool(len(ids) >= 30 and logits.shape == (llm.n_vocab(),))
+
+        options = {
+            "logits_processor": module.LogitsProcessorList([no_line_breaks]),
+            "stopping_criteria": module.StoppingCriteriaList([enough]),
+            "max_tokens": 60,
+            "temperature": 0,
+        }
+        whole = llm(PROMPTS[1], **options)
+        text = "".join(chunk["choices"][0]["text"] for chunk in llm(PROMPTS[1], stream=True, **options))
+        assert text == whole["choices"][0]["text"]
+        return text, whole["choices"][0]["finish_reason"], whole["usage"]
+
+    assert run(0, both[0], ours) == run(1, both[1], theirs)
+    assert seen[0] == seen[1]
+
+
+def test_least_tokens(both):
+    def run(llm, module):
+        tokens = llm.tokenize(b"x = 1\n", add_bos=True)
+        processor = module.LogitsProcessorList([module.MinTokensLogitsProcessor(12, llm.token_eos())])
+        return list(itertools.islice(llm.generate(tokens, temp=0.0, logits_processor=processor), 12))
+
+    written = run(both[0], ours)
+    assert written == run(both[1], theirs)
+    assert both[0].token_eos() not in written
 
 
 @pytest.mark.parametrize("pooling", ["UNSPECIFIED", "NONE", "MEAN", "CLS", "LAST"])

@@ -85,8 +85,8 @@ def test_one_type_of_cache(path):
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("stopping_criteria", [print]),
-        ("logits_processor", [print]),
+        ("stopping_criteria", 3),
+        ("logits_processor", ["x"]),
         ("grammar", object()),
         ("tfs_z", 0.5),
         ("mirostat_mode", 1),

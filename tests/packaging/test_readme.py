@@ -74,6 +74,12 @@ def test_json_where_the_readme_says_so() -> None:
     assert without == set(re.findall(r"`(\w+)`", sentence))
 
 
+def test_the_table_of_speeds_is_drawn_from_the_results() -> None:
+    from speed_table import END, START, speed_table
+
+    assert README.split(START)[1].split(END)[0] == speed_table()
+
+
 def test_types_exist() -> None:
     table = README.split("| `--type` |")[1].split("\n\n")[0]
     shown = set(re.findall(r"`([a-z0-9_]+)`", table))

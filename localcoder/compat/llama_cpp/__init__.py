@@ -3,7 +3,7 @@
 `from localcoder.compat.llama_cpp import Llama` takes the place of `from llama_cpp import Llama`. What it cannot do
 (tools among which the model chooses, images, LoRA, other positions than the file's) it refuses; it ignores no argument
 but those that only say how to compute: `split_mode`, `use_mmap`, `use_mlock`, `n_threads_batch`, `offload_kqv`,
-`flash_attn`, `op_offload`, `swa_full`, `no_perf`, `numa`, `logits_all`, `embedding`, `lora_scale` (without a LoRA),
+`flash_attn`, `op_offload`, `swa_full`, `no_perf`, `numa`, `embedding`, `lora_scale` (without a LoRA),
 `draft_model` (a prompt lookup, which localcoder does anyway), caches, and `verbose`.
 
 `LlamaGrammar`, JSON mode and the call of a chosen tool need the extra `grammar`.
@@ -24,7 +24,16 @@ from localcoder.compat.llama_cpp.constants import (
     LLAMA_SPLIT_MODE_ROW,
 )
 from localcoder.compat.llama_cpp.llama import Llama
+from localcoder.compat.llama_cpp.llama_cache import LlamaCache, LlamaDiskCache, LlamaRAMCache
 from localcoder.compat.llama_cpp.llama_grammar import LlamaGrammar
+from localcoder.compat.llama_cpp.processors import (
+    LogitsProcessor,
+    LogitsProcessorList,
+    MinTokensLogitsProcessor,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
+from localcoder.compat.llama_cpp.stepwise import LlamaState
 
 __all__ = [
     "GGML_TYPE_F16",
@@ -40,5 +49,14 @@ __all__ = [
     "LLAMA_SPLIT_MODE_NONE",
     "LLAMA_SPLIT_MODE_ROW",
     "Llama",
+    "LlamaCache",
+    "LlamaDiskCache",
     "LlamaGrammar",
+    "LlamaRAMCache",
+    "LlamaState",
+    "LogitsProcessor",
+    "LogitsProcessorList",
+    "MinTokensLogitsProcessor",
+    "StoppingCriteria",
+    "StoppingCriteriaList",
 ]

@@ -35,8 +35,6 @@ _ONLY: dict[str, Collection[Any]] = {  # the values that are no wish for somethi
     "type_v": tuple(_KV_TYPES),
     "tfs_z": (1.0,),
     "mirostat_mode": (0, 2),
-    "stopping_criteria": (None, []),
-    "logits_processor": (None, []),
 }
 
 _SAME = (  # options of a completion that mean the same here

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from localcoder.compat.llama_cpp.chat_formats import FUNCTION_CALLING, plain_mes
 from localcoder.compat.llama_cpp.hub import fetch
 from localcoder.compat.llama_cpp.llama_grammar import LlamaGrammar, chosen_tool
 from localcoder.compat.llama_cpp.llama_tokenizer import LlamaTokenizer
+from localcoder.compat.llama_cpp.processors import Hooks
 from localcoder.compat.llama_cpp.shapes import (
     Envelope,
     Json,
@@ -27,9 +28,9 @@ from localcoder.compat.llama_cpp.shapes import (
     tool_completion,
     usage,
 )
+from localcoder.compat.llama_cpp.stepwise import Stepwise
 from localcoder.errors import OptionError
-from localcoder.session.generation import Generation, make_sampler
-from localcoder.session.grammar.matcher import make_grammar
+from localcoder.session.generation import Generation
 from localcoder.session.options import GenerationOptions
 from localcoder.session.sampler import Logprob, logprob_of
 from localcoder.tokenizer.chat import chat_prompt, check_messages
@@ -39,11 +40,12 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-class Llama:
+class Llama(Stepwise):
     """A model, with the arguments and results of llama-cpp-python's class of this name.
 
     Their documentation says what each argument means; `localcoder.compat.llama_cpp`, which of them change nothing here.
-    Beyond theirs, it is safe for several threads, and `suffix` really fills a hole.
+    Beyond theirs, `suffix` really fills a hole, and it is safe for several threads, all but the one text of `eval`,
+    `sample` and `generate`.
 
     Args:
         n_gpu_layers: layers that cards compute, if there are any; below 0: as many as fit.
@@ -129,7 +131,9 @@ class Llama:
         self._pooling = max(pooling_type, c.LLAMA_POOLING_TYPE_NONE)
         self._last_n = last_n_tokens_size if last_n_tokens_size >= 0 else self._coder.n_ctx
         self.n_batch = min(self._coder.n_ctx, n_batch)
+        self._keeps_rows = logits_all
         self.set_seed(seed)
+        super().__init__()
         metadata = self._coder.engine.file.metadata
         self.metadata = {key: _as_text(value) for key, value in metadata.items() if np.isscalar(value)}
 
@@ -190,8 +194,8 @@ class Llama:
         mirostat_tau: float = 5.0,
         mirostat_eta: float = 0.1,
         model: str | None = None,
-        stopping_criteria: None = None,
-        logits_processor: None = None,
+        stopping_criteria: Any = None,
+        logits_processor: Any = None,
         grammar: LlamaGrammar | None = None,
         logit_bias: Mapping[int, float] | None = None,
     ) -> Any:
@@ -245,7 +249,7 @@ class Llama:
         mirostat_tau: float = 5.0,
         mirostat_eta: float = 0.1,
         model: str | None = None,
-        logits_processor: None = None,
+        logits_processor: Any = None,
         grammar: LlamaGrammar | None = None,
         logit_bias: Mapping[int, float] | None = None,
         logprobs: bool | None = None,
@@ -295,43 +299,6 @@ class Llama:
             return (ChatCompletionChunk(**chunk) for chunk in result)
         return ChatCompletion(**result)
 
-    def generate(
-        self,
-        tokens: Sequence[int],
-        top_k: int = 40,
-        top_p: float = 0.95,
-        min_p: float = 0.05,
-        typical_p: float = 1.0,
-        temp: float = 0.80,
-        repeat_penalty: float = 1.0,
-        reset: bool = True,
-        frequency_penalty: float = 0.0,
-        presence_penalty: float = 0.0,
-        tfs_z: float = 1.0,
-        mirostat_mode: int = 0,
-        mirostat_tau: float = 5.0,
-        mirostat_eta: float = 0.1,
-        penalize_nl: bool = True,
-        logits_processor: None = None,
-        stopping_criteria: None = None,
-        grammar: LlamaGrammar | None = None,
-    ) -> Generator[int, None, None]:
-        """Yields tokens that continue `tokens`, past the end of the text, until the context is full or the text all
-        that a grammar describes.
-
-        `reset` and `penalize_nl` change nothing, as with llama-cpp-python.
-        """
-        a: dict[str, Any] = {**locals(), "temperature": temp, "stop": None, "logprobs": None, "logit_bias": None}
-        del a["tokens"]
-        options = GenerationOptions(**self._options(a, n_prompt=len(tokens), max_tokens=None))
-        sampler = make_sampler(self._tokenizer, self.n_vocab(), options)
-        constraint = make_grammar(self._tokenizer, self.n_vocab(), options)
-        with self._coder.sessions.lend(tokens) as session:
-            for token in session.generate(list(tokens), sampler, constraint=constraint):
-                yield token
-                if constraint is not None and (constraint.is_complete or token in self._tokenizer.stop_ids):
-                    return
-
     def _prompt_ids(self, prompt: str | Sequence[int], suffix: str | None) -> list[int]:
         if suffix is not None:
             prefix = prompt if isinstance(prompt, str) else self._tokenizer.detokenize(prompt)
@@ -351,11 +318,19 @@ class Llama:
 
     def _complete(self, ids: list[int], prompt: str | Sequence[int], a: Mapping[str, Any]) -> Any:
         options = self._options(a, n_prompt=len(ids), max_tokens=a["max_tokens"])
-        generation = self._coder.start(ids, **options)
+        hooks = Hooks(a["logits_processor"], a.get("stopping_criteria"))
+        generation = Generation(
+            self._coder.sessions.lend,
+            self._tokenizer,
+            self.n_vocab(),
+            ids,
+            GenerationOptions(**options),
+            hook=hooks or None,
+        )
         shown = prompt if isinstance(prompt, str) else self._tokenizer.detokenize(prompt)
         envelope = Envelope(self.model_path if a["model"] is None else a["model"])
         if a["stream"]:
-            return self._chunks(generation, envelope, shown, a["logprobs"] is not None)
+            return self._chunks(generation, hooks, envelope, shown, a["logprobs"] is not None)
         done = generation.run()
         logprobs = None
         if done.logprobs is not None:
@@ -363,9 +338,12 @@ class Llama:
             writer = LogprobWriter(self._tokenizer, 0 if a["echo"] else len(shown))
             logprobs = writer.write([*before, *self._of_text(done.logprobs)])
         text = shown + done.text if a["echo"] else done.text
-        return {**envelope.completion(text, logprobs, done.finish_reason), "usage": usage(done)}
+        reason = "stop" if hooks.has_stopped else done.finish_reason
+        return {**envelope.completion(text, logprobs, reason), "usage": usage(done)}
 
-    def _chunks(self, generation: Generation, envelope: Envelope, shown: str, with_logprobs: bool) -> Iterator[Json]:
+    def _chunks(
+        self, generation: Generation, hooks: Hooks, envelope: Envelope, shown: str, with_logprobs: bool
+    ) -> Iterator[Json]:
         writer, n_written = LogprobWriter(self._tokenizer, len(shown)), 0
         with closing(iter(generation)) as pieces:
             for piece in pieces:
@@ -374,7 +352,7 @@ class Llama:
                     records = self._of_text(generation.completion.logprobs or ())
                     logprobs, n_written = writer.write(records[n_written:]), len(records)
                 yield envelope.completion(piece, logprobs, None)
-        yield envelope.completion("", None, generation.completion.finish_reason)
+        yield envelope.completion("", None, "stop" if hooks.has_stopped else generation.completion.finish_reason)
 
     def _of_text(self, records: Sequence[Logprob]) -> list[Logprob]:
         """Without the token that says that the text ends."""
@@ -475,9 +453,6 @@ class Llama:
 
     def set_cache(self, cache: object) -> None:
         """Changes nothing: what prompts share is always kept."""
-
-    def reset(self) -> None:
-        """Changes nothing: every call has its own state."""
 
     def close(self) -> None:
         """Frees the model."""
