@@ -15,6 +15,7 @@ from localcoder.session.infill import Infill, InfillRequest, Infills
 from localcoder.session.opened import embedded_model
 from localcoder.session.options import ANSWER_SHARE, GenerationArguments, GenerationOptions
 from localcoder.session.readings import Readings
+from localcoder.session.sampler import Hook
 from localcoder.session.several import Several
 from localcoder.tokenizer.chat import Message, chat_prompt, check_messages, fit_history, head_length
 
@@ -111,10 +112,15 @@ class Coder(Readings):
         """
         return self.start(prompt, **options).run()
 
-    def start(self, prompt: str | Sequence[int], **options: Unpack[GenerationArguments]) -> Generation:
+    def start(
+        self, prompt: str | Sequence[int], *, hook: Hook | None = None, **options: Unpack[GenerationArguments]
+    ) -> Generation:
         """A generation that has not begun: iterate over it for the text, then see its `completion`.
 
         Its `cancel` ends it from any thread.
+
+        Args:
+            hook: as `Generation` has it.
 
         Example:
             >>> with Coder() as coder:
@@ -127,7 +133,7 @@ class Coder(Readings):
         checked = _checked(options)
         self._require_open()
         tokens = self._tokenizer.tokenize(prompt) if isinstance(prompt, str) else self._ids(prompt)
-        return Generation(self._pool.lend, self._tokenizer, self.n_vocab, tokens, checked, draft=self._draft)
+        return Generation(self._pool.lend, self._tokenizer, self.n_vocab, tokens, checked, draft=self._draft, hook=hook)
 
     @overload
     def infill(

@@ -178,6 +178,7 @@ class OpenedModel:
     @property
     def sessions(self) -> SessionPool:
         """Timelines over the loaded model, for the same people."""
+        self._require_open()
         return self._pool
 
     @property

@@ -229,3 +229,12 @@ def test_from_pretrained(path, monkeypatch, tmp_path):
     llm.close()
     with pytest.raises(OptionError, match=r"2 files of a/b match '\*.gguf'"):
         Llama.from_pretrained("a/b", "*.gguf")
+
+
+def test_a_closed_model_computes_nothing(path):
+    llm = Llama(str(path), verbose=False)
+    llm.eval([1, 2])
+    llm.close()
+    for use in (lambda: llm(PROMPT), lambda: llm.eval([3]), llm.save_state, lambda: next(llm.generate([1]))):
+        with pytest.raises(OptionError, match="is closed"):
+            use()

@@ -12,7 +12,7 @@ import numpy as np
 
 from localcoder.coder import Coder
 from localcoder.compat.llama_cpp import constants as c
-from localcoder.compat.llama_cpp.arguments import coder_arguments, generation_options, refuse_unsupported
+from localcoder.compat.llama_cpp.arguments import coder_arguments, refuse_unsupported
 from localcoder.compat.llama_cpp.chat_formats import FUNCTION_CALLING, plain_messages, template_of, with_functions
 from localcoder.compat.llama_cpp.hub import fetch
 from localcoder.compat.llama_cpp.llama_grammar import LlamaGrammar, chosen_tool
@@ -31,7 +31,6 @@ from localcoder.compat.llama_cpp.shapes import (
 from localcoder.compat.llama_cpp.stepwise import Stepwise
 from localcoder.errors import OptionError
 from localcoder.session.generation import Generation
-from localcoder.session.options import GenerationOptions
 from localcoder.session.sampler import Logprob, logprob_of
 from localcoder.tokenizer.chat import chat_prompt, check_messages
 from localcoder.tokenizer.infill import infill_prompt
@@ -307,26 +306,10 @@ class Llama(Stepwise):
             return self._tokenizer.tokenize(prompt, parse_special=True)
         return list(prompt)
 
-    def _options(self, a: Mapping[str, Any], *, n_prompt: int, max_tokens: int | None) -> dict[str, Any]:
-        n_left = self.n_ctx() - n_prompt
-        if n_left <= 0:
-            raise OptionError(f"Requested tokens ({n_prompt}) exceed context window of {self.n_ctx()}")
-        wanted = n_left if max_tokens is None or max_tokens <= 0 else min(max_tokens, n_left)
-        seed = a.get("seed")
-        drawn = self._random.randrange(1 << 32) if seed is None else seed % (1 << 32)
-        return generation_options(a, max_tokens=wanted, seed=drawn, last_n=self._last_n)
-
     def _complete(self, ids: list[int], prompt: str | Sequence[int], a: Mapping[str, Any]) -> Any:
         options = self._options(a, n_prompt=len(ids), max_tokens=a["max_tokens"])
         hooks = Hooks(a["logits_processor"], a.get("stopping_criteria"))
-        generation = Generation(
-            self._coder.sessions.lend,
-            self._tokenizer,
-            self.n_vocab(),
-            ids,
-            GenerationOptions(**options),
-            hook=hooks or None,
-        )
+        generation = self._coder.start(ids, hook=hooks or None, **options)
         shown = prompt if isinstance(prompt, str) else self._tokenizer.detokenize(prompt)
         envelope = Envelope(self.model_path if a["model"] is None else a["model"])
         if a["stream"]:

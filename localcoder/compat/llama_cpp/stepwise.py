@@ -142,7 +142,7 @@ class Stepwise:
         if idx is not None and not 0 <= idx < self.n_tokens:
             raise OptionError(f"idx is {idx}; expected one of the {self.n_tokens} tokens that were evaluated")
         a = dict(locals())
-        options = self._step_options(a)
+        options = self._step_options(a, n_prompt=0)
         history = self._past[: self.n_tokens if idx is None else idx + 1]
         sampler = make_sampler(self._tokenizer, self._coder.n_vocab, options, Hooks(logits_processor) or None)
         return sampler.sample(
@@ -181,9 +181,7 @@ class Stepwise:
         """
         a = dict(locals())
         prompt = [*([] if reset else self._past), *map(int, tokens)]
-        if len(prompt) >= self._coder.n_ctx:
-            raise OptionError(f"Requested tokens ({len(prompt)}) exceed context window of {self._coder.n_ctx}")
-        options = self._step_options(a)
+        options = self._step_options(a, len(prompt))
         n_vocab = self._coder.n_vocab
         sampler = make_sampler(self._tokenizer, n_vocab, options, Hooks(logits_processor, stopping_criteria) or None)
         constraint = make_grammar(self._tokenizer, n_vocab, options)
@@ -235,10 +233,19 @@ class Stepwise:
         self._row, self._rows = None, state.scores
         self._random.seed(state.seed)
 
-    def _step_options(self, a: Mapping[str, Any]) -> GenerationOptions:
+    def _options(self, a: Mapping[str, Any], *, n_prompt: int, max_tokens: int | None) -> dict[str, Any]:
+        n_left = self._coder.n_ctx - n_prompt
+        if n_left <= 0:
+            raise OptionError(f"Requested tokens ({n_prompt}) exceed context window of {self._coder.n_ctx}")
+        wanted = n_left if max_tokens is None or max_tokens <= 0 else min(max_tokens, n_left)
+        seed = a.get("seed")
+        drawn = self._random.randrange(1 << 32) if seed is None else seed % (1 << 32)
+        return generation_options(a, max_tokens=wanted, seed=drawn, last_n=self._last_n)
+
+    def _step_options(self, a: Mapping[str, Any], n_prompt: int) -> GenerationOptions:
+        """Those of a method that ends no text and has no such arguments."""
         a = {**a, "temperature": a["temp"], "stop": None, "logprobs": None, "logit_bias": None}
-        seed = self._random.randrange(1 << 32)
-        return GenerationOptions(**generation_options(a, max_tokens=self._coder.n_ctx, seed=seed, last_n=self._last_n))
+        return GenerationOptions(**self._options(a, n_prompt=n_prompt, max_tokens=None))
 
     def _last_row(self) -> Float32:
         if self._row is None:
