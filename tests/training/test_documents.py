@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import json
 import random
 
@@ -185,6 +186,17 @@ def test_the_mixture(tokenizer, settings_of_many_files):
     n_alone = len(plain) - n_repositories
     n_infill = sum(document.is_whole and tokenizer.fim_suffix_id in document.ids for document in documents)
     assert 0.4 <= n_infill / (n_infill + n_alone) <= 0.6
+
+
+def test_infill_documents_are_short_and_long(tokenizer, settings):
+    """As short and as long as what editors send: up to the setting, with a sixteenth of it at the least."""
+    chosen = dataclasses.replace(settings.documents, fim_share=1.0, fim_characters=1600, repository_share=0.0)
+    text = "".join(f"value_{i} = {i}\n" for i in range(1000))
+    documents = make_documents([Source("pkg", f"pkg/{i}.py", text) for i in range(60)], tokenizer, chosen, 4096, "0")
+    lengths = sorted(len(tokenizer.detokenize(d.ids)) for d in documents if d.is_whole)
+    whole = [n for n in lengths if n > 80]  # the last piece of a file is shorter
+    assert 80 < whole[0] < 160
+    assert 1400 < whole[-1] <= 1600
 
 
 @pytest.fixture

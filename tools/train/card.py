@@ -106,10 +106,15 @@ def _beginning(name: str) -> str:
 def _projects(projects: Sequence[Mapping[str, Any]]) -> str:
     lines: list[str] = []
     for licence in sorted({project["licence"] for project in projects}):
-        named = (f"{p['name']} {p['version']}" for p in projects if p["licence"] == licence and p["files"])
+        named = (_named(p) for p in projects if p["licence"] == licence and p["files"])
         text = f"- {licence}: {', '.join(named)}"
         lines.append(textwrap.fill(text, 118, subsequent_indent="  ", break_on_hyphens=False))
     return "\n".join(lines)
+
+
+def _named(project: Mapping[str, Any]) -> str:
+    times = f" ({project['times']} times in a pass)" if project["times"] > 1 else ""
+    return f"{project['name']} {project['version']}{times}"
 
 
 def _rows(figures: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -98,6 +98,7 @@ def _describe(project: Project, sources: list[Source]) -> dict[str, Any]:
         "version": project.version,
         "licence": project.licence,
         "heldout": project.is_heldout,
+        "times": project.times,
         "files": len(texts),
         "bytes": sum(map(len, texts)),
         "sha256": hashlib.sha256(b"\0".join(texts)).hexdigest(),

@@ -23,6 +23,7 @@ from .settings import DocumentSettings
 
 _NEIGHBOURS = (2, 5)  # files of a repository document
 _HOLE_LINES = 8
+_LEAST_CONTEXT = 1 / 16  # of the most
 _FORMS = ("span", "line", "lines")  # of holes, equally often
 
 
@@ -50,7 +51,7 @@ def make_documents(
         if len(group) > 1:
             yield plain_document(repository_text({source.path: source.text for source in group}), tokenizer)
         elif chance.random() < settings.fim_share:
-            for piece in cut(group[0].text, settings.fim_characters):
+            for piece in cut(group[0].text, _context(settings, chance)):
                 yield from infill_documents(piece, tokenizer, row_tokens, chance)
         else:
             yield plain_document(group[0].text, tokenizer)
@@ -60,6 +61,11 @@ def make_documents(
                 document = chat_document(pair, tokenizer)
                 if len(document.ids) <= row_tokens:
                     yield document
+
+
+def _context(settings: DocumentSettings, chance: random.Random) -> int:
+    """How much text stands around and in the holes of a file: as much as an editor sends, or as little."""
+    return int(settings.fim_characters * _LEAST_CONTEXT ** chance.random())
 
 
 def plain_document(text: str, tokenizer: Tokenizer) -> Document:

@@ -1,8 +1,8 @@
 """Stage `train`: goes through the rows, and can be stopped and resumed at any step.
 
-Muon (https://kellerjordan.github.io/posts/muon/) moves the matrices inside the layers, AdamW everything else. The
-learning rates grow, stay, and at the end fall in a straight line to zero (https://arxiv.org/abs/2404.06395), all of it
-counted in tokens; so how long to train can be decided as late as when they begin to fall.
+Muon moves the matrices inside the layers, AdamW everything else. The learning rates grow, stay, and at the end fall in
+a straight line to zero (https://arxiv.org/abs/2404.06395), all of it counted in tokens; so how long to train can be
+decided as late as when they begin to fall.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from localcoder.errors import FileError, NumericsError, OptionError
 from localcoder.files.atomic import write_file
 
 from .model import Llama
+from .muon import Muon
 from .packing import heldout_file, map_rows, read_about, rows_file
 from .settings import Settings
 from .work import Work
@@ -126,7 +127,7 @@ class Trainer:
         hidden = self.model.hidden_matrices()
         known = {id(weight) for weight in hidden}
         others = [weight for weight in self.model.parameters() if id(weight) not in known]
-        muon = torch.optim.Muon(hidden, lr=rates.muon_lr, weight_decay=rates.weight_decay)
+        muon = Muon(hidden, rates.muon_lr, rates.weight_decay, dtype=self._plan.dtype)
         adamw = torch.optim.AdamW(others, lr=rates.adamw_lr, betas=_BETAS, weight_decay=0.0)
         return [muon, adamw]
 
