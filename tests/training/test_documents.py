@@ -27,8 +27,9 @@ from train.documents import (
 from train.export import write_checkpoint
 from train.instructions import Pair, make_pairs
 from train.model import Llama
-from train.packing import map_rows, pack, read_about, rows_file
+from train.packing import map_rows, mixed, pack, read_about, rows_file
 from train.vocabulary import EOS, EOT, SPECIAL_TOKENS, open_tokenizer, sample_of, train_tokenizer
+from train.work import Work
 from train_fixtures import STDLIB
 
 from localcoder.convert.choice import Choice
@@ -264,6 +265,18 @@ def test_packing_loses_and_repeats_nothing(documents):
     assert plain == [i for document in made if not document.is_whole for i in document.ids]
     for row, fill in zip(rows, fills):
         assert fill == 0 or (row[0] == BOS_ID and row[fill - 1] == EOS_ID)  # no whole document is cut
+
+
+def test_textbooks_get_their_share(tmp_path):
+    work = Work(tmp_path)
+    work.data.write_text(json.dumps([{"name": "book", "times": 3}, {"name": "library", "times": 1}]), encoding="utf-8")
+    books = [Source("book", f"book/{i % 10}.py", "x" * 100) for i in range(30)]
+    library = [Source("library", f"library/{i}.py", "y" * 50) for i in range(200)]
+    found = mixed(books + library, work, 0.6, random.Random(0))
+    assert found[:30] == books
+    assert len(found[30:]) == 3000 * 0.4 / 0.6 / 50
+    assert found[30:] == sorted(found[30:], key=library.index) != library[:40]
+    assert mixed(books + library, work, 0.2, random.Random(0)) == books + library  # there is no more
 
 
 def test_rows_hold_the_corpus(packed, settings, tokenizer):

@@ -22,6 +22,7 @@ from train.commands import main
 from train.export import MOST_BYTES, SHARD_BYTES, make_config, read_weights, write_checkpoint
 from train.model import Llama
 from train.muon import Muon, orthogonal
+from train.packing import read_about
 from train.report import shipped_card, shipped_model
 from train.settings import FILE, ModelSettings, read_settings
 from train.sources import PYTHON, VERSIONS, read_list
@@ -345,6 +346,13 @@ def test_stages_by_the_command_line(work, settings, tmp_path):
     code, output = run("train", *options, "--decay")
     assert code == 2
     assert "give it with --resume and without --tokens" in output
+    code, output = run("pack", "--workers", "1", "--textbooks", "0.5")
+    assert code == 2
+    assert "names no project that the list has several times" in output
+    data = json.loads(work.data.read_text(encoding="utf-8"))
+    work.data.write_text(json.dumps([{**p, "times": 1 + (p["name"] == "alpha")} for p in data]), encoding="utf-8")
+    code, output = run("pack", "--workers", "1", "--textbooks", "0.9")
+    assert code == 0, output
     options[1] = str(4 * STEP)
     code, output = run("train", *options, "--resume")
     assert code == 0, output
@@ -362,7 +370,10 @@ def test_stages_by_the_command_line(work, settings, tmp_path):
     assert [hole["n_holes"] for hole in found["fim"]] == [2, 2, 2]
     card = work.card.read_text(encoding="utf-8")
     assert f"{found['perplexity']['perplexity']:.2f}" in card
-    assert "- MIT: alpha 1.0, beta 1.0" in card
+    assert "- MIT: alpha 1.0 (2 times in a pass), beta 1.0" in card
+    assert "the last 2,048 of them with 90% of the text from what a pass has several times" in " ".join(card.split())
+    assert f"{found['origin']['corpus_tokens']:,} tokens" in card
+    assert found["origin"]["corpus_tokens"] != read_about(work)["passes"][0]["tokens"]
 
 
 def test_the_shipped_model_is_the_one_described():
@@ -417,6 +428,7 @@ def test_the_card_has_every_figure_and_every_project():
             "trained_seconds": 660,
             "started_from": "python-9m",
             "corpus_tokens": 1_500_000,
+            "textbooks": None,
             "projects": data,
         },
         "perplexity": {"perplexity": 31.4159, "standard_error": 0.27, "n_tokens": 9, "n_ctx": 512},

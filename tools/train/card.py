@@ -30,8 +30,8 @@ feed-forward width {n_ff}, {tying} |
 ## Data
 
 {beginning}{corpus_mb:.0f} MB of Python: a pass through all of it has {corpus_tokens:,} tokens, of which the training
-saw {trained_tokens:,} in {minutes} minutes. Tests, generated files, vendored code and near copies were left out.
-Licences as the packages' own metadata state them:
+saw {trained_tokens:,} in {minutes} minutes{ending}. Tests, generated files, vendored code and near copies were left
+out. Licences as the packages' own metadata state them:
 
 {train}
 
@@ -88,6 +88,7 @@ def make_card(figures: Mapping[str, Any], settings: Settings) -> str:
         trained_tokens=origin["trained_tokens"],
         minutes=round(origin["trained_seconds"] / 60),
         beginning=_beginning(origin["started_from"]),
+        ending=_ending(origin["textbooks"], origin["trained_tokens"]),
         train=_projects([project for project in data if not project["heldout"]]),
         heldout=_projects([project for project in data if project["heldout"]]),
         figures="\n".join(f"| {name} | {value} |" for name, value in _rows(figures)),
@@ -101,6 +102,13 @@ def _beginning(name: str) -> str:
     about = Path(__file__).with_name(f"{name}.md")
     known = about.read_text(encoding="utf-8").strip() if about.exists() else f"The training began with {name}."
     return f"{known}\n\n"
+
+
+def _ending(textbooks: tuple[float, int] | None, n_tokens: int) -> str:
+    if textbooks is None:
+        return ""
+    share, begun = textbooks
+    return f",\nthe last {n_tokens - begun:,} of them with {share:.0%} of the text from what a pass has several times"
 
 
 def _projects(projects: Sequence[Mapping[str, Any]]) -> str:

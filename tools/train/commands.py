@@ -93,13 +93,18 @@ def tokenizer(obj: tuple[Work, Settings], checkpoint: Path | None) -> None:
 @main.command()
 @click.option("--workers", type=click.IntRange(1), default=os.cpu_count() or 1, help="[default: the cores]")
 @click.option("--seed", default=0, show_default=True)
+@click.option(
+    "--textbooks",
+    type=click.FloatRange(0, 1, min_open=True),
+    help="To end a training with: how much of the text has to be from what the list has several times.",
+)
 @click.pass_obj
-def pack(obj: tuple[Work, Settings], workers: int, seed: int) -> None:
+def pack(obj: tuple[Work, Settings], workers: int, seed: int, textbooks: float | None) -> None:
     """Turn the data into rows of tokens."""
     from .packing import make_rows
 
     work, settings = obj
-    for number, made in enumerate(make_rows(work, settings, workers=workers, seed=seed)["passes"]):
+    for number, made in enumerate(make_rows(work, settings, workers=workers, seed=seed, textbooks=textbooks)["passes"]):
         share = made["whole_tokens"] / made["tokens"]
         _say(f"pass {number}: {made['rows']} rows, {made['tokens']:,} tokens, {made['documents']} documents, "
              f"of which {made['whole']} infill or chat with {share:.0%} of the tokens")  # fmt: skip

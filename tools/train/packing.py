@@ -67,12 +67,17 @@ def pack(documents: Sequence[Document], row_tokens: int, pad_id: int) -> tuple[R
     return np.array(rows, np.uint16).reshape(-1, row_tokens), np.array(fills, np.int32)
 
 
-def make_rows(work: Work, settings: Settings, *, workers: int, seed: int = 0) -> dict[str, Any]:
+def make_rows(
+    work: Work, settings: Settings, *, workers: int, seed: int = 0, textbooks: float | None = None
+) -> dict[str, Any]:
     """Writes the rows of every pass, and of the held-out text; returns what rows.json says of them.
+
+    Args:
+        textbooks: which share of the text has to be from projects that the list has several times; None: as it comes.
 
     Raises:
         FileError: an earlier stage has not run.
-        OptionError: a vocabulary too large for uint16.
+        OptionError: a vocabulary too large for uint16, or no project that the list has several times.
         OutputError: the work folder cannot be written.
     """
     tokenizer = open_tokenizer(work.tokenizer)
@@ -82,7 +87,11 @@ def make_rows(work: Work, settings: Settings, *, workers: int, seed: int = 0) ->
         raise OptionError(f"the vocabulary has {tokenizer.n_vocab} tokens; rows hold at most {1 << 16} different ones")
     work.rows.mkdir(parents=True, exist_ok=True)
     about: dict[str, Any] = {"row_tokens": row_tokens, "n_vocab": tokenizer.n_vocab, "pad_id": pad_id, "passes": []}
-    groups = list(_groups(read_corpus(work)))
+    sources = list(read_corpus(work))
+    if textbooks is not None:
+        about["textbooks"] = textbooks
+        sources = mixed(sources, work, textbooks, random.Random(f"{seed}"))
+    groups = list(_groups(iter(sources)))
     for number in range(settings.documents.passes):
         seeds = [f"{seed} {number} {i}" for i in range(len(groups))]
         documents = _documents(groups, seeds, work.tokenizer, settings.documents, row_tokens, workers)
@@ -99,6 +108,27 @@ def make_rows(work: Work, settings: Settings, *, workers: int, seed: int = 0) ->
     write_file(heldout_file(work), ids[: len(ids) // row_tokens * row_tokens].tobytes())
     write_file(work.rows / "rows.json", json_bytes(about))
     return about
+
+
+def mixed(sources: Sequence[Source], work: Work, share: float, chance: random.Random) -> list[Source]:
+    """All files of what the list has several times, and so many others, by chance, that the former have that share.
+
+    Raises:
+        OptionError: the list has nothing several times.
+    """
+    several = {project["name"] for project in read_json(work.data, "data") if project["times"] > 1}
+    n_textbooks = sum(len(source.text) for source in sources if source.project in several)
+    if not n_textbooks:
+        raise OptionError(f"{work.data} names no project that the list has several times")
+    left = n_textbooks * (1 - share) / share
+    chosen = set()
+    for i in chance.sample(range(len(sources)), len(sources)):
+        if sources[i].project in several:
+            chosen.add(i)
+        elif left > 0:
+            chosen.add(i)
+            left -= len(sources[i].text)
+    return [source for i, source in enumerate(sources) if i in chosen]
 
 
 def rows_file(work: Work, number: int) -> Path:

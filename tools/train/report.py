@@ -22,7 +22,6 @@ from localcoder.session.opened import EMBEDDED_MODEL
 from .card import make_card
 from .cleaning import clean
 from .instructions import make_pairs
-from .packing import read_about
 from .settings import Settings
 from .training import read_state
 from .work import Work, json_bytes, read_json, require
@@ -71,7 +70,8 @@ def trained_model(work: Work, settings: Settings, profile: str) -> tuple[Path, d
         "trained_tokens": progress["tokens"],
         "trained_seconds": round(progress["seconds"]),
         "started_from": progress["started_from"],
-        "corpus_tokens": read_about(work)["passes"][0]["tokens"],
+        "textbooks": progress["textbooks"],
+        "corpus_tokens": progress["pass_tokens"],
         "projects": read_json(work.data, "data"),
     }
     return require(gguf_file(work, settings, state["model"]), "export"), origin

@@ -66,7 +66,9 @@ class Progress:
     """How far the training is, and, once that is known, how far it goes.
 
     Attributes:
+        pass_tokens: in the first pass of the rows that it began with.
         started_from: the checkpoint whose weights it began with, by name.
+        textbooks: for rows that were packed with a share of them: that share, and after how many tokens they came.
         log: a line for every ten steps.
     """
 
@@ -74,7 +76,9 @@ class Progress:
     seconds: float = 0.0
     tokens: int = 0
     total_tokens: int | None = None
+    pass_tokens: int = 0
     started_from: str = ""
+    textbooks: tuple[float, int] | None = None
     log: list[dict[str, float]] = field(default_factory=list)
 
 
@@ -107,11 +111,12 @@ class Trainer:
             raise OptionError(f"{plan.micro_rows} rows at a time do not divide the {settings.training.batch_rows}")
         self._work, self._settings, self._plan = work, settings, plan
         self._pad_id = about["pad_id"]
+        self._textbooks: float | None = about.get("textbooks")
         self._passes = [map_rows(rows_file(work, n), about["row_tokens"]) for n in range(len(about["passes"]))]
         self._heldout = map_rows(heldout_file(work), about["row_tokens"])
         if min(map(len, self._passes)) < settings.training.batch_rows:
             raise OptionError(f"a pass has {min(map(len, self._passes))} rows, less than a step takes")
-        self.progress = Progress(total_tokens=plan.tokens)
+        self.progress = Progress(total_tokens=plan.tokens, pass_tokens=about["passes"][0]["tokens"])
         self.model = Llama(settings.model)
         self.model.initialize(plan.seed)
         if weights is not None:
@@ -264,6 +269,8 @@ class Trainer:
         for optimizer, saved in zip(self._optimizers, state["optimizers"]):
             optimizer.load_state_dict(saved)
         progress = self.progress = Progress(**state["progress"])
+        if self._textbooks is not None and progress.textbooks is None:
+            progress.textbooks = self._textbooks, progress.tokens
         if self._plan.decay:
             progress.total_tokens = math.ceil(progress.tokens / (1 - self._settings.training.decay_share))
         elif self._plan.tokens is not None:
