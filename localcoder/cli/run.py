@@ -29,7 +29,7 @@ from localcoder.errors import OptionError
 from localcoder.store.folder import find_model, find_stored
 from localcoder.store.names import SHORT_NAMES, parse_name
 
-_DEMONSTRATION = {"repeat_penalty": 1.3}  # without it, so small a model soon repeats one line for ever
+_DEMONSTRATION = {"repeat_penalty": 1.2}  # without it, so small a model soon repeats one line for ever
 
 
 @click.command()
@@ -70,7 +70,7 @@ def run(
     An instruct model answers the prompt instead, and in a prompt loop it remembers the conversation. A first argument
     that ends in .gguf, or is the name of a model here, is the model. Without PROMPT, or with `-`, the prompt is read
     from a pipe on stdin (one line break at its end is dropped); on a terminal, a prompt loop opens. The embedded
-    demonstration model runs with --repeat-penalty 1.3 unless told otherwise.
+    demonstration model runs with --repeat-penalty 1.2 unless told otherwise.
     """
     model, prompt = _model_and_prompt(words, model)
     interactive = prompt is None and sys.stdin.isatty()

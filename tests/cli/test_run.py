@@ -283,7 +283,7 @@ def test_without_a_model_the_embedded_one_answers(start):
     process = start("run", "--max-tokens", 8)
     out, err = process.communicate(b"import os\nimport s")
     with Coder() as coder:
-        expected = coder.complete("import os\nimport s", max_tokens=8, repeat_penalty=1.3)
+        expected = coder.complete("import os\nimport s", max_tokens=8, repeat_penalty=1.2)
     assert (process.returncode, out.decode(), err) == (0, expected, b"")
 
 
@@ -309,7 +309,7 @@ def test_the_demonstration_model_does_not_repeat_one_line_for_ever(cli, monkeypa
     monkeypatch.delenv("LOCALCODER_BACKEND")  # numpy is slow
     prompt = "def fibonacci(n):"
     with Coder() as coder:
-        plain, penalized = (coder.complete(prompt, max_tokens=120, repeat_penalty=penalty) for penalty in (1.0, 1.3))
+        plain, penalized = (coder.complete(prompt, max_tokens=120, repeat_penalty=penalty) for penalty in (1.0, 1.2))
     arguments = ["run", prompt, "--max-tokens", 120]
     assert cli(*arguments).out == penalized
     assert cli(*arguments, "--repeat-penalty", 1).out == plain

@@ -26,7 +26,7 @@ from train.packing import read_about
 from train.report import shipped_card, shipped_model
 from train.settings import FILE, ModelSettings, read_settings
 from train.sources import PYTHON, VERSIONS, read_list
-from train.training import Plan, Trainer, read_state
+from train.training import Plan, Trainer, average, read_state
 from train.work import Work
 
 from localcoder import Coder
@@ -273,6 +273,26 @@ def test_weights_come_back_from_a_gguf_file(work, settings, tmp_path):
     Trainer(work, settings, PLAN, again).step()  # nothing of it is bound to the file
 
 
+def test_averaged_weights(work, settings, tmp_path):
+    """A state can be averaged once, with weights of its shape, and is then not trained on."""
+    _, trainer = train(work, settings, PLAN, 1)
+    trainer.save()
+    first = {name: weight.clone() for name, weight in trainer.model.state_dict().items()}
+    write_checkpoint(first, settings.model, work.tokenizer, tmp_path / "earlier", torch.float32)
+    trainer.step()
+    trainer.save()
+    second = read_state(work.state)["model"]
+    average(work.state, settings, tmp_path / "earlier", 0.75)
+    state = read_state(work.state)
+    for name, weight in state["model"].items():
+        assert torch.allclose(weight, 0.25 * first[name] + 0.75 * second[name], atol=1e-6)
+    assert tuple(state["progress"]["averaged"]) == ("earlier", 0.75)
+    with pytest.raises(OptionError, match="averaged weights already"):
+        average(work.state, settings, tmp_path / "earlier", 0.75)
+    with pytest.raises(OptionError, match="train on from one that has not"):
+        Trainer(work, settings, PLAN).resume()
+
+
 def test_checkpoints_come_in_pieces(work, settings, tmp_path):
     wide = dataclasses.replace(settings.model, n_embd=256, n_ff=4096, n_layer=8)
     write_checkpoint(Llama(wide).state_dict(), wide, work.tokenizer, tmp_path / "hf", torch.bfloat16)
@@ -429,6 +449,7 @@ def test_the_card_has_every_figure_and_every_project():
             "started_from": "python-9m",
             "corpus_tokens": 1_500_000,
             "textbooks": None,
+            "averaged": None,
             "projects": data,
         },
         "perplexity": {"perplexity": 31.4159, "standard_error": 0.27, "n_tokens": 9, "n_ctx": 512},

@@ -31,7 +31,7 @@ feed-forward width {n_ff}, {tying} |
 
 {beginning}{corpus_mb:.0f} MB of Python: a pass through all of it has {corpus_tokens:,} tokens, of which the training
 saw {trained_tokens:,} in {minutes} minutes{ending}. Tests, generated files, vendored code and near copies were left
-out. Licences as the packages' own metadata state them:
+out. {averaged}Licences as the packages' own metadata state them:
 
 {train}
 
@@ -88,6 +88,7 @@ def make_card(figures: Mapping[str, Any], settings: Settings) -> str:
         trained_tokens=origin["trained_tokens"],
         minutes=round(origin["trained_seconds"] / 60),
         beginning=_beginning(origin["started_from"]),
+        averaged=_averaged(origin["averaged"]),
         ending=_ending(origin["textbooks"], origin["trained_tokens"]),
         train=_projects([project for project in data if not project["heldout"]]),
         heldout=_projects([project for project in data if project["heldout"]]),
@@ -109,6 +110,13 @@ def _ending(textbooks: tuple[float, int] | None, n_tokens: int) -> str:
         return ""
     share, begun = textbooks
     return f",\nthe last {n_tokens - begun:,} of them with {share:.0%} of the text from what a pass has several times"
+
+
+def _averaged(averaged: tuple[str, float] | None) -> str:
+    if averaged is None:
+        return ""
+    name, share = averaged
+    return f"The weights are {share:.0%} of the trained ones and {1 - share:.0%} of the earlier {name}'s.\n"
 
 
 def _projects(projects: Sequence[Mapping[str, Any]]) -> str:

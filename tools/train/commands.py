@@ -39,7 +39,8 @@ class _Group(click.Group):
 def main(ctx: click.Context, work: Path, profile: str, file: Path) -> None:
     """Train the small model that ships inside the package.
 
-    Stages, each on what the one before left in the work folder: data, tokenizer, pack, train, export, report.
+    Stages, each on what the one before left in the work folder: data, tokenizer, pack, train, export, report. Between
+    train and export, average may mix in an earlier model.
     """
     ctx.obj = Work(work.absolute()), read_settings(profile, file)
 
@@ -167,6 +168,19 @@ def train(
         _say(f"stopped after {trainer.amount}; --resume goes on")
     if ended == "interrupted":
         sys.exit(130)
+
+
+@main.command()
+@click.option("--with", "other", type=click.Path(path_type=Path), required=True, help="A checkpoint or GGUF file.")
+@click.option("--share", type=click.FloatRange(0, 1), default=0.75, show_default=True, help="Of the trained weights.")
+@click.pass_obj
+def average(obj: tuple[Work, Settings], other: Path, share: float) -> None:
+    """Average the trained weights with those of an earlier model of the same shape."""
+    from .training import average as average_state
+
+    work, settings = obj
+    average_state(work.state, settings, other, share)
+    _say(f"{work.state}: {share:.0%} trained, {1 - share:.0%} {other}")
 
 
 @main.command()

@@ -71,6 +71,7 @@ def trained_model(work: Work, settings: Settings, profile: str) -> tuple[Path, d
         "trained_seconds": round(progress["seconds"]),
         "started_from": progress["started_from"],
         "textbooks": progress["textbooks"],
+        "averaged": progress["averaged"],
         "corpus_tokens": progress["pass_tokens"],
         "projects": read_json(work.data, "data"),
     }

@@ -27,6 +27,7 @@ from torch import Tensor
 from localcoder.errors import FileError, NumericsError, OptionError
 from localcoder.files.atomic import write_file
 
+from .export import read_weights
 from .model import Llama
 from .muon import Muon
 from .packing import heldout_file, map_rows, read_about, rows_file
@@ -69,6 +70,7 @@ class Progress:
         pass_tokens: in the first pass of the rows that it began with.
         started_from: the checkpoint whose weights it began with, by name.
         textbooks: for rows that were packed with a share of them: that share, and after how many tokens they came.
+        averaged: by `average`: with what, and the share of the trained weights.
         log: a line for every ten steps.
     """
 
@@ -79,6 +81,7 @@ class Progress:
     pass_tokens: int = 0
     started_from: str = ""
     textbooks: tuple[float, int] | None = None
+    averaged: tuple[str, float] | None = None
     log: list[dict[str, float]] = field(default_factory=list)
 
 
@@ -252,9 +255,7 @@ class Trainer:
             "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
             "progress": vars(self.progress),
         }
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        write_file(self._work.state, buffer.getvalue())
+        _write_state(self._work.state, state)
         write_file(self._work.log, "".join(json.dumps(line) + "\n" for line in self.progress.log).encode())
 
     def resume(self) -> None:
@@ -275,6 +276,8 @@ class Trainer:
             progress.total_tokens = math.ceil(progress.tokens / (1 - self._settings.training.decay_share))
         elif self._plan.tokens is not None:
             progress.total_tokens = self._plan.tokens
+        if progress.averaged is not None:
+            raise OptionError(f"{self._work.state} has averaged weights; train on from one that has not")
         if self.is_done:
             raise OptionError(f"{self._work.state} has {self.amount}; to go on, give more with --tokens")
 
@@ -287,6 +290,34 @@ def read_state(path: Path) -> dict[str, Any]:
         raise FileError(path, "is missing: run the stage `train` first") from None
     except Exception as error:  # torch raises many kinds
         raise FileError(path, f"is no saved state: {error}") from None
+
+
+def _write_state(path: Path, state: dict[str, Any]) -> None:
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    write_file(path, buffer.getvalue())
+
+
+def average(path: Path, settings: Settings, other: Path, share: float) -> None:
+    """Moves the weights of a saved state towards an earlier checkpoint's: what the training forgot comes back, what it
+    learned mostly stays (https://arxiv.org/abs/2109.01903). The state then is for export only.
+
+    Args:
+        share: of the state's own weights.
+
+    Raises:
+        FileError: no state, or no checkpoint.
+        OptionError: weights of another shape, or a state that has been averaged.
+    """
+    state = read_state(path)
+    if state["progress"]["averaged"] is not None:
+        raise OptionError(f"{path} has averaged weights already")
+    earlier = Llama(settings.model)
+    load_weights(earlier, read_weights(other))
+    mixed = {name: torch.lerp(weight, state["model"][name], share) for name, weight in earlier.state_dict().items()}
+    state["model"] = mixed
+    state["progress"]["averaged"] = other.resolve().stem, share
+    _write_state(path, state)
 
 
 def load_weights(model: Llama, weights: dict[str, Tensor]) -> None:
