@@ -193,6 +193,29 @@ def test_an_infill_ends_where_its_suffix_may_follow(coder):
     assert coder.infill("y = f(1", ")\n", syntax="python", logit_bias=ends, scope="line") == ""
 
 
+@pytest.mark.parametrize(
+    ("before", "written", "after", "may_end"),
+    [
+        ("y = f(", "#", ", 2)\n", False),
+        ("y = f(", "1, # first\n#", "2)\n", False),
+        ("y = f(", "1, # first\n", "2)\n", True),
+        ("y = f(", "1, # first", " \n2)\n", True),
+        ("y = f(2)  # the ", "value", " of x\n", True),
+        ("y = f(2)\n# the ", "value", " of x\n", True),
+        ("y = f(2)\n# the ", "value\n#", "z = 3\n", False),
+        ("y = f(2)\n", "# the value", "z = 3\n", False),
+    ],
+)
+def test_a_comment_of_an_infill_does_not_take_in_code(coder, before, written, after, may_end):
+    """What goes on with a comment that was there may end in it, and any comment where the line ends."""
+    tokenizer = coder.tokenizer
+    syntax = PythonSyntax(tokenizer, tokenizer.n_vocab, Surroundings(before.encode(), after.encode()))
+    for token in tokenizer.tokenize(written, bos=False):
+        syntax.accept(token)
+    restricted = syntax.restrict(np.zeros(tokenizer.n_vocab, np.float32))
+    assert np.isfinite(restricted[sorted(tokenizer.stop_ids)]).all() == may_end
+
+
 def test_speculation_and_several_texts_change_nothing(coder):
     options = {"syntax": "python", "max_tokens": 120}
     guessed = coder.generate(PROMPT, **options)

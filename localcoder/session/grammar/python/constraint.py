@@ -19,6 +19,8 @@ from localcoder.tokenizer.tokenizer import Tokenizer
 _NEWEST = (3, 14)
 _MOST_AFTER = 256  # bytes of what follows that are looked at
 _FIRST_LINE = re.compile(rb"\s*[^\r\n]*(?:\r?\n)?")
+_FIRST_WORD = re.compile(rb"[ \t\f]*[^ \t\f\r\n]")  # before the line ends
+_LINE_BREAK = re.compile(rb"[\r\n]")
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
@@ -47,6 +49,7 @@ class PythonSyntax:
         self._after = None if around.after is None else _FIRST_LINE.match(around.after[:_MOST_AFTER])
         before = around.before.removeprefix(_BYTE_ORDER_MARK)
         n = self._read(before)
+        self._is_in_new_comment = False
         if n < len(before):
             raise OptionError(f"syntax: the text is no beginning of a Python file: {_place(before, n)}")
 
@@ -70,8 +73,15 @@ class PythonSyntax:
     def accept(self, token: int) -> None:
         if token not in self._tokenizer.stop_ids:
             spelled = self._tokenizer.token_bytes(token)
+            was_in_comment = self._is_in_comment and not self._is_in_new_comment
             if self._read(spelled) < len(spelled):
                 raise OptionError(f"syntax: {spelled!r} cannot come next")
+            goes_on = was_in_comment and not _LINE_BREAK.search(spelled)
+            self._is_in_new_comment = self._is_in_comment and not goes_on
+
+    @property
+    def _is_in_comment(self) -> bool:
+        return self._state[0] in ("comment", "line comment")
 
     def _read(self, text: bytes) -> int:
         """Goes on with `text`, up to the first word that cannot come; returns the number of bytes before it."""
@@ -119,6 +129,9 @@ class PythonSyntax:
 
     def _may_end(self) -> bool:
         if self._after is not None:
+            # What stands in the line after the hole is code, which a comment of the hole must not take in.
+            if self._is_in_new_comment and _FIRST_WORD.match(self._after[0]):
+                return False
             return self.copy()._read(self._after[0]) == len(self._after[0])
         lexer = self._tokens.lexer
         if not lexer.may_end(self._state):
