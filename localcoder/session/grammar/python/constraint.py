@@ -49,7 +49,7 @@ class PythonSyntax:
         self._after = None if around.after is None else _FIRST_LINE.match(around.after[:_MOST_AFTER])
         before = around.before.removeprefix(_BYTE_ORDER_MARK)
         n = self._read(before)
-        self._is_in_new_comment = False
+        self._is_in_given_comment = self._is_in_comment
         if n < len(before):
             raise OptionError(f"syntax: the text is no beginning of a Python file: {_place(before, n)}")
 
@@ -73,11 +73,9 @@ class PythonSyntax:
     def accept(self, token: int) -> None:
         if token not in self._tokenizer.stop_ids:
             spelled = self._tokenizer.token_bytes(token)
-            was_in_comment = self._is_in_comment and not self._is_in_new_comment
             if self._read(spelled) < len(spelled):
                 raise OptionError(f"syntax: {spelled!r} cannot come next")
-            goes_on = was_in_comment and not _LINE_BREAK.search(spelled)
-            self._is_in_new_comment = self._is_in_comment and not goes_on
+            self._is_in_given_comment &= not _LINE_BREAK.search(spelled)
 
     @property
     def _is_in_comment(self) -> bool:
@@ -130,7 +128,7 @@ class PythonSyntax:
     def _may_end(self) -> bool:
         if self._after is not None:
             # What stands in the line after the hole is code, which a comment of the hole must not take in.
-            if self._is_in_new_comment and _FIRST_WORD.match(self._after[0]):
+            if self._is_in_comment and not self._is_in_given_comment and _FIRST_WORD.match(self._after[0]):
                 return False
             return self.copy()._read(self._after[0]) == len(self._after[0])
         lexer = self._tokens.lexer
