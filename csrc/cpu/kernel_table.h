@@ -70,13 +70,6 @@ static inline void lc_fetch(const uint8_t *p, size_t n) {
     for (size_t i = 0; i < n; i += 64) __builtin_prefetch(p + i, 0, 2);
 }
 
-/* The same for bytes `from` to `to` of rows that stand row_bytes apart, in the order in which kernels read them: what is
- * asked for last must not be wanted first. */
-static inline void lc_fetch_rows(const uint8_t *rows, size_t row_bytes, int n_rows, size_t from, size_t to) {
-    for (size_t at = (from + 63) / 64 * 64; at < to; at += 64)
-        for (int r = 0; r < n_rows; r++) __builtin_prefetch(rows + (size_t)r * row_bytes + at, 0, 2);
-}
-
 /* c[t * ldc + r] += row r of the panel . token t, for n values, all rows of the tile, all tokens of the block. */
 typedef void (*lc_tile_fn)(const lc_panel *panel, const lc_q8_block *x, int n, float *c, int ldc);
 

@@ -176,7 +176,7 @@ ALONG(q3_k) {
 typedef struct along {
     along_fn codes;
     void (*scales)(const lc_rows row, size_t at, sink *to);
-    int bytes, elems, sub, has_min, shift;
+    int bytes, elems, sub, has_min, shift, bits;
     order o;
 } along;
 
@@ -199,13 +199,20 @@ INLINE vec product(quad w, quad a, int sub, int i) {
     return _mm512_dpbusd_epi32(half, dword_of(w, 2 * i + 1), dword_of(a, 2 * i + 1));
 }
 
+/* Neighbours of two rows added up: lanes of four sums become two of either row. `most`: the largest sum that goes in. */
+INLINE vec pairs_added(vec p, vec q, int most) {
+    if (most <= INT16_MAX) return _mm512_madd_epi16(_mm512_packs_epi32(p, q), _mm512_set1_epi16(1));
+    const __m512 x = _mm512_castsi512_ps(p), y = _mm512_castsi512_ps(q);
+    return _mm512_add_epi32(_mm512_castps_si512(_mm512_shuffle_ps(x, y, 0x88)),
+                            _mm512_castps_si512(_mm512_shuffle_ps(x, y, 0xDD)));
+}
+
 INLINE void add_up_product(lc_sums sums, const quad *w, quad a, const along *f, int t, int j, int i) {
     if (i >= products_of(f)) return;
     const vec p0 = product(w[0], a, f->sub, i), p1 = product(w[1], a, f->sub, i);
     const vec p2 = product(w[2], a, f->sub, i), p3 = product(w[3], a, f->sub, i);
-    const vec x = _mm512_add_epi32(v_unpacklo32(p0, p1), v_unpackhi32(p0, p1));
-    const vec y = _mm512_add_epi32(v_unpacklo32(p2, p3), v_unpackhi32(p2, p3));
-    sums[t][i][j] = _mm512_add_epi32(v_unpacklo64(x, y), v_unpackhi64(x, y));
+    const int most = f->sub / 4 * ((1 << f->bits) - 1) * 127;
+    sums[t][i][j] = pairs_added(pairs_added(p0, p1, most), pairs_added(p2, p3, most), 2 * most);
 }
 INLINE void add_up_token(lc_sums sums, const quad *w, const quad *a, int n_tokens, const along *f, int j, int t) {
     if (t >= n_tokens) return;
@@ -247,9 +254,25 @@ INLINE void store_token(const fvec *total, float *c, int ldc, int n_rows, int n_
     if (t < n_tokens) f_store_first(c + t * ldc, n_rows, total[t]);
 }
 
+/* Memory is kept busiest by requests that come evenly: a sixth of a step's lines with each quarter of its rows, with its
+ * scales and with its sums, in the order of memory. */
+enum { ASK_PARTS = 6 };
+INLINE void ask_part(const uint8_t *p, int n_bytes) {
+#pragma GCC unroll 16
+    for (int i = 0; i < n_bytes; i += 64) __builtin_prefetch(p + i, 0, 2);
+}
+
+/* A row's codes of a step; the next step's lines are brought from the second-level cache into the first. */
+INLINE quad read_step(const along *f, const uint8_t *p) {
+    const int step_bytes = blocks_of(f) * f->bytes;
+    for (int i = 0; i < step_bytes; i += 64) __builtin_prefetch(p + step_bytes + 63 + i, 0, 3);
+    return f->codes(p);
+}
+
 INLINE void matvec_along(const uint8_t *rows, size_t row_bytes, int n_rows, const lc_q8_block *x, int n,
                          const uint8_t *ahead, float *c, int ldc, const along *f, int n_tokens) {
     const int n_blocks = blocks_of(f), step_bytes = n_blocks * f->bytes, subs = f->elems / f->sub;
+    const int part = VEC_ROWS * step_bytes / ASK_PARTS;
     lc_rows row;
     row_pointers(rows, row_bytes, 0, n_rows, row);
     float scales[16 * VEC_ROWS], mins[16 * VEC_ROWS];
@@ -267,12 +290,14 @@ INLINE void matvec_along(const uint8_t *rows, size_t row_bytes, int n_rows, cons
         quad a[FEW_TOKENS];
         FOR_4(arrange_token, a, x, k, f->o, n - k, n_tokens);
         lc_sums sums;
-        for (int j = 0; j < 4; j++) {
-            lc_fetch_rows(ahead + (size_t)(4 * j) * row_bytes, row_bytes, 4, done, done + (size_t)step_bytes);
-            const quad w[4] = {f->codes(row[4 * j] + at), f->codes(row[4 * j + 1] + at), f->codes(row[4 * j + 2] + at),
-                               f->codes(row[4 * j + 3] + at)};
+        const uint8_t *next = ahead + VEC_ROWS * done;
+        for (int j = 0; j < 4; j++, next += part) {
+            ask_part(next, part);
+            const quad w[4] = {read_step(f, row[4 * j] + at), read_step(f, row[4 * j + 1] + at),
+                               read_step(f, row[4 * j + 2] + at), read_step(f, row[4 * j + 3] + at)};
             FOR_4(add_up_token, sums, w, a, n_tokens, f, j);
         }
+        ask_part(next, part);
         sink to;
         to.stride = VEC_ROWS;
         for (int b = 0; b < n_blocks; b++) {
@@ -282,15 +307,16 @@ INLINE void matvec_along(const uint8_t *rows, size_t row_bytes, int n_rows, cons
         }
         to.scales = scales;
         to.mins = mins;
+        ask_part(next + part, VEC_ROWS * step_bytes - 5 * part);
         FOR_4(finish_token, &to, sums, x, k / f->sub, f, n_here * subs, total, n_tokens);
     }
     FOR_4(store_token, total, c, ldc, n_rows, n_tokens);
 }
 
-#define DEFINE_ALONG(name, elems, sub, has_min, shift, order)                                                         \
+#define DEFINE_ALONG(name, elems, sub, has_min, shift, bits, order)                                                   \
     static void matvec_##name(const uint8_t *rows, size_t row_bytes, int n_rows, const lc_q8_block *x, int n_tokens,  \
                               int n, const uint8_t *ahead, float *c, int ldc) {                                       \
-        const along f = {along_##name, scales_##name, sizeof(lc_block_##name), elems, sub, has_min, shift, order};    \
+        const along f = {along_##name, scales_##name, sizeof(lc_block_##name), elems, sub, has_min, shift, bits, order}; \
         switch (n_tokens) {                                                                                           \
         case 1: matvec_along(rows, row_bytes, n_rows, x, n, ahead, c, ldc, &f, 1); break;                             \
         case 2: matvec_along(rows, row_bytes, n_rows, x, n, ahead, c, ldc, &f, 2); break;                             \
@@ -298,17 +324,17 @@ INLINE void matvec_along(const uint8_t *rows, size_t row_bytes, int n_rows, cons
         default: matvec_along(rows, row_bytes, n_rows, x, n, ahead, c, ldc, &f, 4);                                   \
         }                                                                                                             \
     }
-DEFINE_ALONG(q4_0, 32, 32, 0, 4, FOUR_BLOCKS)
-DEFINE_ALONG(q4_1, 32, 32, 1, 0, FOUR_BLOCKS)
-DEFINE_ALONG(q5_0, 32, 32, 0, 3, FOUR_BLOCKS)
-DEFINE_ALONG(q5_1, 32, 32, 1, 0, FOUR_BLOCKS)
-DEFINE_ALONG(q8_0, 32, 32, 0, 0, FOUR_BLOCKS)
-DEFINE_ALONG(iq4_nl, 32, 32, 0, 0, FOUR_BLOCKS)
-DEFINE_ALONG(q2_k, 256, 16, 1, 0, TWO_HALVES)
-DEFINE_ALONG(q3_k, 256, 16, 0, 5, TWO_HALVES)
-DEFINE_ALONG(q4_k, 256, 32, 1, 0, EVEN_AND_ODD)
-DEFINE_ALONG(q5_k, 256, 32, 1, 0, EVEN_AND_ODD)
-DEFINE_ALONG(q6_k, 256, 16, 0, 2, AS_THEY_LIE)
-DEFINE_ALONG(iq4_xs, 256, 32, 0, 0, FOUR_AFTER_FOUR)
+DEFINE_ALONG(q4_0, 32, 32, 0, 4, 4, FOUR_BLOCKS)
+DEFINE_ALONG(q4_1, 32, 32, 1, 0, 4, FOUR_BLOCKS)
+DEFINE_ALONG(q5_0, 32, 32, 0, 3, 5, FOUR_BLOCKS)
+DEFINE_ALONG(q5_1, 32, 32, 1, 0, 5, FOUR_BLOCKS)
+DEFINE_ALONG(q8_0, 32, 32, 0, 0, 8, FOUR_BLOCKS)
+DEFINE_ALONG(iq4_nl, 32, 32, 0, 0, 8, FOUR_BLOCKS)
+DEFINE_ALONG(q2_k, 256, 16, 1, 0, 2, TWO_HALVES)
+DEFINE_ALONG(q3_k, 256, 16, 0, 5, 3, TWO_HALVES)
+DEFINE_ALONG(q4_k, 256, 32, 1, 0, 4, EVEN_AND_ODD)
+DEFINE_ALONG(q5_k, 256, 32, 1, 0, 5, EVEN_AND_ODD)
+DEFINE_ALONG(q6_k, 256, 16, 0, 2, 6, AS_THEY_LIE)
+DEFINE_ALONG(iq4_xs, 256, 32, 0, 0, 8, FOUR_AFTER_FOUR)
 
 #endif
