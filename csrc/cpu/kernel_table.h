@@ -19,6 +19,8 @@
 #ifndef LC_KERNEL_TABLE_H
 #define LC_KERNEL_TABLE_H
 
+#include <string.h>
+
 #include "formats.h"
 #include "localcoder.h"
 
@@ -45,11 +47,21 @@ typedef struct lc_q8_block {
     float *sums16;   /* [n / 16][n_tokens] */
 } lc_q8_block;
 
-/* Where the four codes of token t from value k on stand; k is a multiple of 4. */
-static inline int8_t *lc_q8_codes(const lc_q8_block *block, int k, int t) {
-    const int log2 = block->run_log2;
-    const size_t run = (size_t)(k >> log2) * (size_t)block->n_tokens + (size_t)t;
-    return block->codes + (run << log2) + (k & ((1 << log2) - 1));
+/* Puts group g of token t into the block: its codes, their scale, and the sums of either half's codes. */
+static inline void lc_q8_put_group(const lc_q8_block *to, int g, int t, const int8_t *codes, float scale, int low,
+                                   int high) {
+    const lc_q8_block block = *to; /* for all the compiler knows, storing codes changes *to */
+    const size_t n_tokens = (size_t)block.n_tokens, run = (size_t)1 << block.run_log2;
+    int8_t *group = block.codes + (size_t)g * LC_GROUP * n_tokens + (size_t)t * run;
+    for (size_t i = 0; i < LC_GROUP; i += 4) memcpy(group + i / run * run * n_tokens + i % run, codes + i, 4);
+    const size_t at = (size_t)g * n_tokens + (size_t)t, at16 = 2 * (size_t)g * n_tokens + (size_t)t;
+    block.scales[at] = scale;
+    block.bias32[at] = -LC_CODE_BIAS * (low + high);
+    block.bias16[at16] = -LC_CODE_BIAS * low;
+    block.bias16[at16 + n_tokens] = -LC_CODE_BIAS * high;
+    block.sums32[at] = scale * (float)(low + high);
+    block.sums16[at16] = scale * (float)low;
+    block.sums16[at16 + n_tokens] = scale * (float)high;
 }
 
 /* What activations are multiplied by before rounding; 0 where the group is zero or too small to be scaled up. */

@@ -31,7 +31,6 @@ INLINE int32_t sum_i32(__m256i x) {
 /* --- q8 ------------------------------------------------------------------------------------------------------- */
 
 static void quantize_q8(const float *x, int n, const lc_q8_block *block, int t) {
-    const size_t stride = (size_t)block->n_tokens;
     const __m256 magnitude = _mm256_castsi256_ps(_mm256_set1_epi32(0x7FFFFFFF)), zero = _mm256_setzero_ps();
     for (int g = 0; g < n / LC_GROUP; g++, x += LC_GROUP) {
         __m256 v[4], extreme = zero, poison = zero;
@@ -47,18 +46,10 @@ static void quantize_q8(const float *x, int n, const lc_q8_block *block, int t) 
         for (int i = 0; i < 4; i++) q[i] = _mm256_cvtps_epi32(_mm256_mul_ps(v[i], inverse));
         const int low = sum_i32(_mm256_add_epi32(q[0], q[1])), high = sum_i32(_mm256_add_epi32(q[2], q[3]));
         const __m256i packed = _mm256_packs_epi16(_mm256_packs_epi32(q[0], q[1]), _mm256_packs_epi32(q[2], q[3]));
-        int32_t codes[8];
-        _mm256_storeu_si256((__m256i *)codes,
+        int8_t codes[LC_GROUP];
+        _mm256_storeu_si256((__m256i *)(void *)codes,
                             _mm256_permutevar8x32_epi32(packed, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7)));
-        for (int i = 0; i < 8; i++) memcpy(lc_q8_codes(block, g * LC_GROUP + 4 * i, t), &codes[i], 4);
-        const size_t at = (size_t)g * stride + (size_t)t, at16 = 2 * (size_t)g * stride + (size_t)t;
-        block->scales[at] = scale;
-        block->bias32[at] = -LC_CODE_BIAS * (low + high);
-        block->bias16[at16] = -LC_CODE_BIAS * low;
-        block->bias16[at16 + stride] = -LC_CODE_BIAS * high;
-        block->sums32[at] = scale * (float)(low + high);
-        block->sums16[at16] = scale * (float)low;
-        block->sums16[at16 + stride] = scale * (float)high;
+        lc_q8_put_group(block, g, t, codes, scale, low, high);
     }
 }
 

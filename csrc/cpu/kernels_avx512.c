@@ -29,7 +29,6 @@ INLINE void sums_of_halves(__m256i codes, int *low, int *high) {
 }
 
 static void quantize_q8(const float *x, int n, const lc_q8_block *block, int t) {
-    const size_t stride = (size_t)block->n_tokens;
     for (int g = 0; g < n / LC_GROUP; g++, x += LC_GROUP) {
         const __m512 a = _mm512_loadu_ps(x), b = _mm512_loadu_ps(x + 16);
         const float extreme = extreme_of(a, b), scale = extreme / 127.0f;
@@ -37,19 +36,11 @@ static void quantize_q8(const float *x, int n, const lc_q8_block *block, int t) 
         const __m128i low_codes = _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(_mm512_mul_ps(a, inverse)));
         const __m128i high_codes = _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(_mm512_mul_ps(b, inverse)));
         const __m256i both = _mm256_set_m128i(high_codes, low_codes);
-        int32_t codes[8];
+        int8_t codes[LC_GROUP];
         _mm256_storeu_si256((__m256i *)(void *)codes, both);
-        for (int i = 0; i < 8; i++) memcpy(lc_q8_codes(block, g * LC_GROUP + 4 * i, t), &codes[i], 4);
         int low, high;
         sums_of_halves(both, &low, &high);
-        const size_t at = (size_t)g * stride + (size_t)t, at16 = 2 * (size_t)g * stride + (size_t)t;
-        block->scales[at] = scale;
-        block->bias32[at] = -LC_CODE_BIAS * (low + high);
-        block->bias16[at16] = -LC_CODE_BIAS * low;
-        block->bias16[at16 + stride] = -LC_CODE_BIAS * high;
-        block->sums32[at] = scale * (float)(low + high);
-        block->sums16[at16] = scale * (float)low;
-        block->sums16[at16 + stride] = scale * (float)high;
+        lc_q8_put_group(block, g, t, codes, scale, low, high);
     }
 }
 

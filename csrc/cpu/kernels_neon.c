@@ -9,7 +9,6 @@ enum { TILE_TOKENS = 8 };
 /* --- q8 ------------------------------------------------------------------------------------------------------- */
 
 static void quantize_q8(const float *x, int n, const lc_q8_block *block, int t) {
-    const size_t stride = (size_t)block->n_tokens;
     for (int g = 0; g < n / LC_GROUP; g++, x += LC_GROUP) {
         float32x4_t v[8], extreme = vdupq_n_f32(0), poison = vdupq_n_f32(0);
         for (int i = 0; i < 8; i++) {
@@ -20,23 +19,16 @@ static void quantize_q8(const float *x, int n, const lc_q8_block *block, int t) 
         const float top = vmaxvq_f32(extreme), inverse = lc_q8_inverse(top);
         const float scale = top / 127.0f + vaddvq_f32(poison);
         int32x4_t low = vdupq_n_s32(0), high = vdupq_n_s32(0);
+        int8_t codes[LC_GROUP];
         for (int i = 0; i < 8; i++) {
             const int32x4_t q = vcvtnq_s32_f32(vmulq_n_f32(v[i], inverse));
             if (i < 4) low = vaddq_s32(low, q);
             else high = vaddq_s32(high, q);
             const int16x4_t q16 = vqmovn_s32(q);
             const uint32_t four = vget_lane_u32(vreinterpret_u32_s8(vqmovn_s16(vcombine_s16(q16, q16))), 0);
-            memcpy(lc_q8_codes(block, g * LC_GROUP + 4 * i, t), &four, 4);
+            memcpy(codes + 4 * i, &four, 4);
         }
-        const int sum_low = vaddvq_s32(low), sum_high = vaddvq_s32(high);
-        const size_t at = (size_t)g * stride + (size_t)t, at16 = 2 * (size_t)g * stride + (size_t)t;
-        block->scales[at] = scale;
-        block->bias32[at] = -LC_CODE_BIAS * (sum_low + sum_high);
-        block->bias16[at16] = -LC_CODE_BIAS * sum_low;
-        block->bias16[at16 + stride] = -LC_CODE_BIAS * sum_high;
-        block->sums32[at] = scale * (float)(sum_low + sum_high);
-        block->sums16[at16] = scale * (float)sum_low;
-        block->sums16[at16 + stride] = scale * (float)sum_high;
+        lc_q8_put_group(block, g, t, codes, scale, vaddvq_s32(low), vaddvq_s32(high));
     }
 }
 

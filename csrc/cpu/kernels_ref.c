@@ -9,7 +9,6 @@
 enum { TILE_ROWS = 8, TILE_TOKENS = 4 };
 
 static void quantize_q8(const float *x, int n, const lc_q8_block *block, int t) {
-    const int stride = block->n_tokens;
     for (int g = 0; g < n / LC_GROUP; g++, x += LC_GROUP) {
         float extreme = 0, poison = 0; /* poison is 0, or NaN where a value is not finite */
         for (int i = 0; i < LC_GROUP; i++) {
@@ -20,19 +19,13 @@ static void quantize_q8(const float *x, int n, const lc_q8_block *block, int t) 
         const float inverse = lc_q8_inverse(extreme);
         const float scale = extreme / 127.0f + poison;
         int sums[2] = {0, 0};
+        int8_t codes[LC_GROUP];
         for (int i = 0; i < LC_GROUP; i++) {
             const float rounded = poison == 0.0f ? rintf(x[i] * inverse) : 0.0f;
-            const int8_t code = (int8_t)rounded;
-            sums[i / 16] += code;
-            lc_q8_codes(block, g * LC_GROUP + i / 4 * 4, t)[i % 4] = code;
+            codes[i] = (int8_t)rounded;
+            sums[i / 16] += codes[i];
         }
-        block->scales[g * stride + t] = scale;
-        block->bias32[g * stride + t] = -LC_CODE_BIAS * (sums[0] + sums[1]);
-        block->sums32[g * stride + t] = scale * (float)(sums[0] + sums[1]);
-        for (int h = 0; h < 2; h++) {
-            block->bias16[(2 * g + h) * stride + t] = -LC_CODE_BIAS * sums[h];
-            block->sums16[(2 * g + h) * stride + t] = scale * (float)sums[h];
-        }
+        lc_q8_put_group(block, g, t, codes, scale, sums[0], sums[1]);
     }
 }
 
