@@ -207,7 +207,8 @@ class Engine:
             n_total = chunk.sequence.n_past + len(chunk.tokens)
             if n_total > self.n_ctx:
                 raise ContextLengthError(f"{n_total} tokens do not fit in a context of {self.n_ctx}")
-            if len(chunk.tokens) and not (chunk.tokens.min() >= 0 and chunk.tokens.max() < self.n_vocab):
+            # as unsigned numbers, negative ones are large
+            if len(chunk.tokens) and chunk.tokens.view(np.uint32).max() >= self.n_vocab:
                 raise OptionError(f"token ids must be 0 to {self.n_vocab - 1}")
             if not 0 <= chunk.n_logits <= len(chunk.tokens):
                 raise OptionError(f"{chunk.n_logits} rows of logits wanted of {len(chunk.tokens)} tokens")
@@ -221,28 +222,29 @@ class Engine:
         return pieces
 
     def _steps(self, chunks: Sequence[Chunk]) -> list[Step]:
-        def joined(parts: list[NDArray[np.int32]]) -> NDArray[np.int32]:
-            return np.concatenate(parts).astype(np.int32)
-
-        if not sum(len(c.tokens) for c in chunks):
+        ends = np.cumsum([len(c.tokens) for c in chunks]).tolist()
+        if not ends or not ends[-1]:
             return []
-        tokens = joined([np.asarray(c.tokens) for c in chunks])
-        positions = joined([c.sequence.n_past + np.arange(len(c.tokens), dtype=np.int32) for c in chunks])
-        sequences = joined([np.full(len(c.tokens), i, np.int32) for i, c in enumerate(chunks)])
-        wanted = np.concatenate([np.arange(len(c.tokens)) >= len(c.tokens) - c.n_logits for c in chunks])
+        starts = [c.sequence.n_past for c in chunks]
+        tokens = _in_one([c.tokens for c in chunks])
+        positions = _in_one([np.arange(at, at + len(c.tokens), dtype=np.int32) for at, c in zip(starts, chunks)])
+        sequences = _in_one([np.full(len(c.tokens), i, np.int32) for i, c in enumerate(chunks)])
+        outputs = _in_one([np.arange(end - c.n_logits, end, dtype=np.int32) for end, c in zip(ends, chunks)])
         page_table = np.zeros((len(chunks), max(len(c.sequence.pages) for c in chunks)), np.int32)
         for row, chunk in zip(page_table, chunks):
             row[: len(chunk.sequence.pages)] = chunk.sequence.pages
-        cuts = [slice(at, at + self.n_ubatch) for at in range(0, len(tokens), self.n_ubatch)]
+        n = self.n_ubatch
+        if ends[-1] <= n:
+            return [Step(tokens, positions, sequences, page_table, outputs)]
         return [
             Step(
-                tokens[cut],
-                positions[cut],
-                sequences[cut],
+                tokens[at : at + n],
+                positions[at : at + n],
+                sequences[at : at + n],
                 page_table,
-                np.flatnonzero(wanted[cut]).astype(np.int32),
+                outputs[(outputs >= at) & (outputs < at + n)] - np.int32(at),
             )
-            for cut in cuts
+            for at in range(0, ends[-1], n)
         ]
 
     def _require_open(self) -> None:
@@ -274,3 +276,7 @@ def check_same_vocabulary(base: Engine, other: Engine) -> None:
     for i, (token, its) in enumerate(zip(*lists)):
         if token != its and not (looks_padding(token) and looks_padding(its)):
             raise ModelError(other.file.path, f"token {i} is {its!r}, in {base.file.path} it is {token!r}")
+
+
+def _in_one(parts: list[NDArray[np.int32]]) -> NDArray[np.int32]:
+    return np.concatenate(parts) if len(parts) > 1 else np.ascontiguousarray(parts[0], np.int32)

@@ -45,11 +45,12 @@ class Lookup:
         """At most so many tokens that may come next; empty where nothing speaks for any."""
         if self._pause or self._n <= _LEAST_SHARED:
             return []
-        tokens = self._tokens[: self._n]
-        is_same = np.ones(self._n - _LEAST_SHARED, np.bool_)
-        for i in range(_LEAST_SHARED):
-            is_same &= tokens[i : i + len(is_same)] == tokens[self._n - _LEAST_SHARED + i]
-        ends = (np.flatnonzero(is_same)[-_MOST_PLACES:] + _LEAST_SHARED).tolist()
+        n = self._n
+        tokens = self._tokens[:n]
+        ends = (tokens[_LEAST_SHARED - 1 : n - 1] == tokens[n - 1]).nonzero()[0] + _LEAST_SHARED
+        for i in range(2, _LEAST_SHARED + 1):
+            ends = ends[tokens[ends - i] == tokens[n - i]] if len(ends) else ends
+        ends = ends[-_MOST_PLACES:].tolist()
         if not ends:
             return []
         n_shared, end = max((self._n_shared(end), end) for end in ends)

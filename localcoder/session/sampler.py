@@ -263,6 +263,7 @@ class Sampler:
         self._options = options
         self._hook = hook
         self._forbidden = np.array(sorted(forbidden), np.intp)
+        self._is_forbidden = frozenset(self._forbidden.tolist())
         self._breakers = frozenset(breakers)
         self._n_logprobs = n_logprobs
         self._all_ids: Ids = np.empty(0, np.intp)
@@ -349,8 +350,8 @@ class Sampler:
         _check_finite(wanted.logits)
         if not len(self._forbidden):
             return wanted
-        kept = ~np.isin(wanted.ids, self._forbidden)
-        return Candidates(wanted.ids[kept], wanted.logits[kept])
+        kept = [token not in self._is_forbidden for token in wanted.ids.tolist()]
+        return wanted if all(kept) else Candidates(wanted.ids[kept], wanted.logits[kept])
 
     def _all(self, logits: Float32) -> Candidates:
         if len(self._all_ids) != len(logits):

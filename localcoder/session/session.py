@@ -170,7 +170,7 @@ class Session:
             draft, n_right = Draft(), 0
             if speculation is not None:
                 n_room = self._engine.n_ctx - self.sequence.n_past
-                draft = speculation.draft([*self._tokens, token], min(n_left, n_room) - 1)
+                draft = speculation.draft(partial(self._tokens_and, token), min(n_left, n_room) - 1)
             draft, rows = self._evaluate_draft(token, draft, wanted)
 
     @property
@@ -198,6 +198,9 @@ class Session:
         if self._n_exact < self.sequence.n_past:
             self._trim(self._n_exact)
         self._n_exact = sys.maxsize
+
+    def _tokens_and(self, token: int) -> list[int]:
+        return [*self._tokens, token]
 
     def _forget_half(self, n_kept: int, speculation: Speculation | None) -> int:
         """Forgets the older half of what follows the first `n_kept` tokens; returns how many that are."""

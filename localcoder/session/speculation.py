@@ -46,14 +46,14 @@ class Speculation:
         """Tells a token that was chosen."""
         self._lookup.add(token)
 
-    def draft(self, history: Sequence[int], n_most: int) -> Draft:
-        """At most so many tokens that may follow `history`."""
+    def draft(self, history: Callable[[], Sequence[int]], n_most: int) -> Draft:
+        """At most so many tokens that may follow the history, which is only made where a model looks at it."""
         tokens = self._lookup.draft(n_most)
         self._learn = self._lookup.learn
         if tokens or self._model is None:
             return Draft(tokens)
         self._learn = self._model.pace.learn
-        return self._model.draft(history, n_most)
+        return self._model.draft(history(), n_most)
 
     def cut(self, start: int, stop: int) -> None:
         """Tells that tokens start .. stop - 1 are no longer in the history that `draft` gets."""

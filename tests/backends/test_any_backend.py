@@ -122,9 +122,9 @@ def test_every_format_agrees_with_the_reference(name, model, type_name):
 @pytest.mark.parametrize("type_name", TYPES)
 @pytest.mark.parametrize("n", [1, 24])
 def test_every_op_agrees_on_the_same_inputs(name, model, type_name, n):
-    """A model's logits may differ by a percent where last bits decide how an activation is rounded to 8 bits: what is
-    rounded the other way moves the inputs of the next rounding, until the errors of two runs are as different as those of
-    two inputs. The reference itself does, when its inputs are off by a last bit. Op by op, from the same inputs, nothing may.
+    """A model's logits may differ by a percent where last bits decide how an activation is rounded to 8 bits: one that
+    is rounded the other way moves the inputs of the next rounding, until the errors of two runs have nothing in common.
+    The reference itself does, when its inputs are off by a last bit. Op by op, from the same inputs, nothing may.
     """
     file = model(type_name=type_name, n_embd=256, n_ff=512, n_head=4)
     program = Engine(file, ReferenceBackend(), n_ctx=64)._program
