@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from localcoder.backends.numba.emit import GROUP
 from localcoder.backends.numba.halves import f16_to_f32
 from localcoder.backends.numba.jit import kernel
-from localcoder.backends.numba.simd import load_u16, prefetch, spread_bits, widen_signed
+from localcoder.backends.numba.simd import load_u16, prefetch, split_nibbles, spread_bits, widen_signed
 from localcoder.quants import by_name
 from localcoder.quants.activations import Q8_GROUP
 
@@ -81,20 +81,20 @@ def unpack_codes(
             block = at + g * Q4_0_BYTES
             prefetch(data, block + _AHEAD)
             scales[scales0 + g * step] = f16_to_f32(load_u16(data, block + Q4_0_D))
-            _nibbles(data, block + Q4_0_QS, 8, codes, to + g * GROUP)
+            split_nibbles(data, block + Q4_0_QS, 8, codes, to + g * GROUP, to + g * GROUP + 16)
     elif kind == Q4_1_ID:
         for g in range(n // GROUP):
             block = at + g * Q4_1_BYTES
             prefetch(data, block + _AHEAD)
             scales[scales0 + g * step] = f16_to_f32(load_u16(data, block + Q4_1_D))
             mins[scales0 + g * step] = f16_to_f32(load_u16(data, block + Q4_1_M))
-            _nibbles(data, block + Q4_1_QS, 0, codes, to + g * GROUP)
+            split_nibbles(data, block + Q4_1_QS, 0, codes, to + g * GROUP, to + g * GROUP + 16)
     elif kind == Q5_0_ID:
         for g in range(n // GROUP):
             block = at + g * Q5_0_BYTES
             prefetch(data, block + _AHEAD)
             scales[scales0 + g * step] = f16_to_f32(load_u16(data, block + Q5_0_D))
-            _nibbles(data, block + Q5_0_QS, 16, codes, to + g * GROUP)
+            split_nibbles(data, block + Q5_0_QS, 16, codes, to + g * GROUP, to + g * GROUP + 16)
             _add_fifth_bits(data, block + Q5_0_QH, codes, to + g * GROUP)
     elif kind == Q5_1_ID:
         for g in range(n // GROUP):
@@ -102,7 +102,7 @@ def unpack_codes(
             prefetch(data, block + _AHEAD)
             scales[scales0 + g * step] = f16_to_f32(load_u16(data, block + Q5_1_D))
             mins[scales0 + g * step] = f16_to_f32(load_u16(data, block + Q5_1_M))
-            _nibbles(data, block + Q5_1_QS, 0, codes, to + g * GROUP)
+            split_nibbles(data, block + Q5_1_QS, 0, codes, to + g * GROUP, to + g * GROUP + 16)
             _add_fifth_bits(data, block + Q5_1_QH, codes, to + g * GROUP)
     else:
         _unpack_super_blocks(kind, data, at, n, codes, to, scales, scales0, step, mins)
@@ -132,9 +132,9 @@ def _unpack_super_blocks(
                 scale, m = _scale_and_min(data, block + Q4_K_SCALES, j)
                 scales[first + j * step] = d * np.float32(scale)
                 mins[first + j * step] = -(dmin * np.float32(m))
-                for i in range(2):
-                    qs = block + Q4_K_QS + j // 2 * 32 + 16 * i
-                    spread_bits(data, qs, j % 2 * 4, 15, qs, 0, 0, 0, codes, here + 32 * j + 16 * i)
+            for i in range(8):
+                to_low = here + i // 2 * 64 + i % 2 * 16
+                split_nibbles(data, block + Q4_K_QS + 16 * i, 0, codes, to_low, to_low + 32)
         elif kind == Q5_K_ID:
             block = at + s * Q5_K_BYTES
             _prefetch_lines(data, block + _AHEAD, Q5_K_BYTES)
@@ -187,13 +187,6 @@ def _unpack_super_blocks(
 def _prefetch_lines(data: Bytes, at: int, n_bytes: int) -> None:
     for line in range(0, n_bytes, 64):
         prefetch(data, at + line)
-
-
-@kernel
-def _nibbles(data: Bytes, at: int, bias: int, codes: Codes, to: int) -> None:
-    """32 codes of 4 bits from 16 bytes: the low halves, then the high ones."""
-    spread_bits(data, at, 0, 15, at, 0, 0, bias, codes, to)
-    spread_bits(data, at, 4, 15, at, 0, 0, bias, codes, to + 16)
 
 
 @kernel

@@ -114,6 +114,22 @@ def _spread_bits(
 
 
 @emitted
+def _split_nibbles(_: Any, data: Any, at: Any, bias: Any, codes: Any, to: Any, to_high: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        data_, at_, bias_, codes_, to_, to_high_ = as_int64(context, builder, signature, args)
+        packed = load_as(builder, address_of(context, builder, data, data_, at_), vector_type(ir.IntType(8)), 1)
+        wide, zero = builder.zext(packed, vector_type(I16)), splat(builder, builder.trunc(bias_, I16))
+        low = builder.and_(wide, ir.Constant(wide.type, [15] * LANES))
+        high = builder.lshr(wide, ir.Constant(wide.type, [4] * LANES))
+        for half, start in ((low, to_), (high, to_high_)):
+            target = builder.bitcast(address_of(context, builder, codes, codes_, start), wide.type.as_pointer())
+            builder.store(builder.sub(half, zero), target, align=2)
+        return context.get_dummy_value()
+
+    return types.void(data, at, bias, codes, to, to_high), generate
+
+
+@emitted
 def _widen_signed(_: Any, data: Any, at: Any, codes: Any, to: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         data_, at_, codes_, to_ = as_int64(context, builder, signature, args)
@@ -267,6 +283,11 @@ if numba.config.DISABLE_JIT:
         high_bits = (high_bits << -high_shift if high_shift < 0 else high_bits >> high_shift) & high_mask
         codes[to : to + LANES] = low_bits + high_bits - bias
 
+    def split_nibbles(data: Any, at: int, bias: int, codes: Any, to: int, to_high: int) -> None:
+        """The low nibbles of LANES bytes, less the bias, and the high ones."""
+        codes[to : to + LANES] = (data[at : at + LANES] & 15).astype(np.int16) - bias
+        codes[to_high : to_high + LANES] = (data[at : at + LANES] >> 4).astype(np.int16) - bias
+
     def widen_signed(data: Any, at: int, codes: Any, to: int) -> None:
         """GROUP codes: the bytes, signed."""
         codes[to : to + GROUP] = data[at : at + GROUP].view(np.int8)
@@ -327,7 +348,7 @@ else:
     fused, fused_by_doubles = _fused_scalar(fuse), _fused_scalar(fuse_by_doubles)
     sum_in_lanes, sum_of_squares = _sum_in_lanes, _sum_of_squares
     widen_half, prefetch = _widen_half, _prefetch
-    spread_bits, widen_signed = _spread_bits, _widen_signed
+    spread_bits, split_nibbles, widen_signed = _spread_bits, _split_nibbles, _widen_signed
     bits_of, float_of = _bit_cast(types.float32, types.uint32), _bit_cast(types.uint32, types.float32)
     double_of = _bit_cast(types.int64, types.float64)
     load_u16, load_f32 = _load_u16, _load_f32
