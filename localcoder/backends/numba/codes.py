@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from localcoder.backends.numba.emit import GROUP
 from localcoder.backends.numba.halves import f16_to_f32
 from localcoder.backends.numba.jit import kernel
-from localcoder.backends.numba.simd import load_u16, prefetch, split_nibbles, spread_bits, widen_signed
+from localcoder.backends.numba.simd import load_u16, prefetch, split_fives, split_nibbles, spread_bits, widen_signed
 from localcoder.quants import by_name
 from localcoder.quants.activations import Q8_GROUP
 
@@ -143,9 +143,10 @@ def _unpack_super_blocks(
                 scale, m = _scale_and_min(data, block + Q5_K_SCALES, j)
                 scales[first + j * step] = d * np.float32(scale)
                 mins[first + j * step] = -(dmin * np.float32(m))
-                for i in range(2):
-                    qs, qh = block + Q5_K_QS + j // 2 * 32 + 16 * i, block + Q5_K_QH + 16 * i
-                    spread_bits(data, qs, j % 2 * 4, 15, qh, j - 4, 16, 0, codes, here + 32 * j + 16 * i)
+            for i in range(8):
+                to_low = here + i // 2 * 64 + i % 2 * 16
+                qs, qh = block + Q5_K_QS + 16 * i, block + Q5_K_QH + i % 2 * 16
+                split_fives(data, qs, qh, i // 2 * 2, codes, to_low, to_low + 32)
         elif kind == Q6_K_ID:
             block = at + s * Q6_K_BYTES
             _prefetch_lines(data, block + _AHEAD, Q6_K_BYTES)

@@ -99,15 +99,13 @@ def _spread_bits(
         )
 
         def field(start: Any, shift: Any, mask: Any) -> Any:
-            packed = load_as(builder, address_of(context, builder, data, data_, start), vector_type(ir.IntType(8)), 1)
-            raised = builder.shl(builder.zext(packed, vector_type(I16)), eight)  # so that a shift may be negative
-            return builder.and_(builder.lshr(raised, builder.add(shift, eight)), mask)
+            wide = _bytes_as_i16(builder, address_of(context, builder, data, data_, start))
+            raised = builder.shl(wide, _every(8))  # so that a shift may be negative
+            return builder.and_(builder.lshr(raised, builder.add(shift, _every(8))), mask)
 
-        eight = ir.Constant(vector_type(I16), [8] * LANES)
         whole = builder.add(field(at_, shift_, mask_), field(high_, high_shift_, high_mask_))
         result = builder.sub(whole, bias_)
-        target = builder.bitcast(address_of(context, builder, codes, codes_, to_), vector_type(I16).as_pointer())
-        builder.store(result, target, align=2)
+        _store_codes(builder, result, address_of(context, builder, codes, codes_, to_))
         return context.get_dummy_value()
 
     return types.void(data, at, shift, mask, high, high_shift, high_mask, bias, codes, to), generate
@@ -117,16 +115,44 @@ def _spread_bits(
 def _split_nibbles(_: Any, data: Any, at: Any, bias: Any, codes: Any, to: Any, to_high: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         data_, at_, bias_, codes_, to_, to_high_ = as_int64(context, builder, signature, args)
-        packed = load_as(builder, address_of(context, builder, data, data_, at_), vector_type(ir.IntType(8)), 1)
-        wide, zero = builder.zext(packed, vector_type(I16)), splat(builder, builder.trunc(bias_, I16))
-        low = builder.and_(wide, ir.Constant(wide.type, [15] * LANES))
-        high = builder.lshr(wide, ir.Constant(wide.type, [4] * LANES))
-        for half, start in ((low, to_), (high, to_high_)):
-            target = builder.bitcast(address_of(context, builder, codes, codes_, start), wide.type.as_pointer())
-            builder.store(builder.sub(half, zero), target, align=2)
+        subtrahend = splat(builder, builder.trunc(bias_, I16))
+        for half, start in zip(_nibbles(builder, address_of(context, builder, data, data_, at_)), (to_, to_high_)):
+            _store_codes(builder, builder.sub(half, subtrahend), address_of(context, builder, codes, codes_, start))
         return context.get_dummy_value()
 
     return types.void(data, at, bias, codes, to, to_high), generate
+
+
+@emitted
+def _split_fives(_: Any, data: Any, at: Any, flags: Any, bit: Any, codes: Any, to: Any, to_high: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        data_, at_, flags_, bit_, codes_, to_, to_high_ = as_int64(context, builder, signature, args)
+        halves = _nibbles(builder, address_of(context, builder, data, data_, at_))
+        raised = builder.shl(_bytes_as_i16(builder, address_of(context, builder, data, data_, flags_)), _every(4))
+        shift = splat(builder, builder.trunc(bit_, I16))
+        for half, up, start in zip(halves, (0, 1), (to_, to_high_)):
+            fifth = builder.and_(builder.lshr(raised, builder.add(shift, _every(up))), _every(16))
+            _store_codes(builder, builder.or_(half, fifth), address_of(context, builder, codes, codes_, start))
+        return context.get_dummy_value()
+
+    return types.void(data, at, flags, bit, codes, to, to_high), generate
+
+
+def _every(value: int) -> Any:
+    return ir.Constant(vector_type(I16), [value] * LANES)
+
+
+def _bytes_as_i16(builder: Any, address: Any) -> Any:
+    return builder.zext(load_as(builder, address, vector_type(ir.IntType(8)), 1), vector_type(I16))
+
+
+def _nibbles(builder: Any, address: Any) -> tuple[Any, Any]:
+    wide = _bytes_as_i16(builder, address)
+    return builder.and_(wide, _every(15)), builder.lshr(wide, _every(4))
+
+
+def _store_codes(builder: Any, codes: Any, address: Any) -> None:
+    builder.store(codes, builder.bitcast(address, codes.type.as_pointer()), align=2)
 
 
 @emitted
@@ -288,6 +314,12 @@ if numba.config.DISABLE_JIT:
         codes[to : to + LANES] = (data[at : at + LANES] & 15).astype(np.int16) - bias
         codes[to_high : to_high + LANES] = (data[at : at + LANES] >> 4).astype(np.int16) - bias
 
+    def split_fives(data: Any, at: int, flags: int, bit: int, codes: Any, to: int, to_high: int) -> None:
+        """The low nibbles of LANES bytes, plus 16 where `bit` of the flags is set; the high ones, with the next bit."""
+        for half, start in enumerate((to, to_high)):
+            fifths = data[flags : flags + LANES] >> (bit + half) & 1
+            codes[start : start + LANES] = (data[at : at + LANES] >> 4 * half & 15) + 16 * fifths
+
     def widen_signed(data: Any, at: int, codes: Any, to: int) -> None:
         """GROUP codes: the bytes, signed."""
         codes[to : to + GROUP] = data[at : at + GROUP].view(np.int8)
@@ -348,7 +380,8 @@ else:
     fused, fused_by_doubles = _fused_scalar(fuse), _fused_scalar(fuse_by_doubles)
     sum_in_lanes, sum_of_squares = _sum_in_lanes, _sum_of_squares
     widen_half, prefetch = _widen_half, _prefetch
-    spread_bits, split_nibbles, widen_signed = _spread_bits, _split_nibbles, _widen_signed
+    spread_bits, widen_signed = _spread_bits, _widen_signed
+    split_nibbles, split_fives = _split_nibbles, _split_fives
     bits_of, float_of = _bit_cast(types.float32, types.uint32), _bit_cast(types.uint32, types.float32)
     double_of = _bit_cast(types.int64, types.float64)
     load_u16, load_f32 = _load_u16, _load_f32
