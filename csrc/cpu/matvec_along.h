@@ -176,7 +176,7 @@ ALONG(q3_k) {
 typedef struct along {
     along_fn codes;
     void (*scales)(const lc_rows row, size_t at, sink *to);
-    int bytes, elems, sub, has_min, shift, bits;
+    int bytes, elems, sub, has_min, bits; /* of a code */
     order o;
 } along;
 
@@ -219,13 +219,13 @@ INLINE void add_up_token(lc_sums sums, const quad *w, const quad *a, int n_token
     FOR_4(add_up_product, sums, w, a[t], f, t, j);
 }
 
-/* The code's bias is -(128 >> shift). */
-INLINE vec less_bias(vec sums, const lc_q8_block *x, int i, int sub, int shift) {
-    return _mm512_add_epi32(sums, v_set32((sub == 32 ? x->bias32 : x->bias16)[i] >> shift));
+/* Codes of so many bits have half of their range as bias; the block holds what one of 8 bits takes out. */
+INLINE vec less_bias(vec sums, const lc_q8_block *x, int i, int sub, int bits) {
+    return _mm512_add_epi32(sums, v_set32((sub == 32 ? x->bias32 : x->bias16)[i] >> (8 - bits)));
 }
 INLINE void put_group(sink *to, quad of, const lc_q8_block *x, int first, const along *f, int i, int lane) {
     const int s = group_of(f->o, i, lane);
-    to->sum[s] = f->has_min ? dword_of(of, lane) : less_bias(dword_of(of, lane), x, first + s, f->sub, f->shift);
+    to->sum[s] = f->has_min ? dword_of(of, lane) : less_bias(dword_of(of, lane), x, first + s, f->sub, f->bits);
 }
 INLINE void put_groups(sink *to, lc_sums sums, const lc_q8_block *x, int first, const along *f, int t, int i) {
     if (i >= products_of(f)) return;
@@ -254,20 +254,16 @@ INLINE void store_token(const fvec *total, float *c, int ldc, int n_rows, int n_
     if (t < n_tokens) f_store_first(c + t * ldc, n_rows, total[t]);
 }
 
-/* Memory is kept busiest by requests that come evenly: a sixth of a step's lines with each quarter of its rows, with its
- * scales and with its sums, in the order of memory. */
-enum { ASK_PARTS = 6 };
-INLINE void ask_part(const uint8_t *p, int n_bytes) {
-#pragma GCC unroll 16
-    for (int i = 0; i < n_bytes; i += 64) __builtin_prefetch(p + i, 0, 2);
-}
-
 /* A row's codes of a step; the next step's lines are brought from the second-level cache into the first. */
 INLINE quad read_step(const along *f, const uint8_t *p) {
     const int step_bytes = blocks_of(f) * f->bytes;
     for (int i = 0; i < step_bytes; i += 64) __builtin_prefetch(p + step_bytes + 63 + i, 0, 3);
     return f->codes(p);
 }
+
+/* Memory is kept busiest by requests that come evenly: a sixth of a step's bytes with each quarter of its rows, with its
+ * scales and with its sums, in the order of memory. */
+enum { ASK_PARTS = 6 };
 
 INLINE void matvec_along(const uint8_t *rows, size_t row_bytes, int n_rows, const lc_q8_block *x, int n,
                          const uint8_t *ahead, float *c, int ldc, const along *f, int n_tokens) {
@@ -292,12 +288,12 @@ INLINE void matvec_along(const uint8_t *rows, size_t row_bytes, int n_rows, cons
         lc_sums sums;
         const uint8_t *next = ahead + VEC_ROWS * done;
         for (int j = 0; j < 4; j++, next += part) {
-            ask_part(next, part);
+            lc_fetch(next, (size_t)part);
             const quad w[4] = {read_step(f, row[4 * j] + at), read_step(f, row[4 * j + 1] + at),
                                read_step(f, row[4 * j + 2] + at), read_step(f, row[4 * j + 3] + at)};
             FOR_4(add_up_token, sums, w, a, n_tokens, f, j);
         }
-        ask_part(next, part);
+        lc_fetch(next, (size_t)part);
         sink to;
         to.stride = VEC_ROWS;
         for (int b = 0; b < n_blocks; b++) {
@@ -307,16 +303,32 @@ INLINE void matvec_along(const uint8_t *rows, size_t row_bytes, int n_rows, cons
         }
         to.scales = scales;
         to.mins = mins;
-        ask_part(next + part, VEC_ROWS * step_bytes - 5 * part);
+        lc_fetch(next + part, (size_t)(VEC_ROWS * step_bytes - (ASK_PARTS - 1) * part));
         FOR_4(finish_token, &to, sums, x, k / f->sub, f, n_here * subs, total, n_tokens);
     }
     FOR_4(store_token, total, c, ldc, n_rows, n_tokens);
 }
 
-#define DEFINE_ALONG(name, elems, sub, has_min, shift, bits, order)                                                   \
+enum {
+    ORDER_q4_0 = FOUR_BLOCKS,
+    ORDER_q4_1 = FOUR_BLOCKS,
+    ORDER_q5_0 = FOUR_BLOCKS,
+    ORDER_q5_1 = FOUR_BLOCKS,
+    ORDER_q8_0 = FOUR_BLOCKS,
+    ORDER_iq4_nl = FOUR_BLOCKS,
+    ORDER_q2_k = TWO_HALVES,
+    ORDER_q3_k = TWO_HALVES,
+    ORDER_q4_k = EVEN_AND_ODD,
+    ORDER_q5_k = EVEN_AND_ODD,
+    ORDER_q6_k = AS_THEY_LIE,
+    ORDER_iq4_xs = FOUR_AFTER_FOUR
+};
+
+#define DEFINE_ALONG(name, id, elems, sub, has_min, bits)                                                             \
     static void matvec_##name(const uint8_t *rows, size_t row_bytes, int n_rows, const lc_q8_block *x, int n_tokens,  \
                               int n, const uint8_t *ahead, float *c, int ldc) {                                       \
-        const along f = {along_##name, scales_##name, sizeof(lc_block_##name), elems, sub, has_min, shift, bits, order}; \
+        const along f = {along_##name, scales_##name, sizeof(lc_block_##name), elems, sub, has_min, bits,             \
+                         (order)ORDER_##name};                                                                        \
         switch (n_tokens) {                                                                                           \
         case 1: matvec_along(rows, row_bytes, n_rows, x, n, ahead, c, ldc, &f, 1); break;                             \
         case 2: matvec_along(rows, row_bytes, n_rows, x, n, ahead, c, ldc, &f, 2); break;                             \
@@ -324,17 +336,6 @@ INLINE void matvec_along(const uint8_t *rows, size_t row_bytes, int n_rows, cons
         default: matvec_along(rows, row_bytes, n_rows, x, n, ahead, c, ldc, &f, 4);                                   \
         }                                                                                                             \
     }
-DEFINE_ALONG(q4_0, 32, 32, 0, 4, 4, FOUR_BLOCKS)
-DEFINE_ALONG(q4_1, 32, 32, 1, 0, 4, FOUR_BLOCKS)
-DEFINE_ALONG(q5_0, 32, 32, 0, 3, 5, FOUR_BLOCKS)
-DEFINE_ALONG(q5_1, 32, 32, 1, 0, 5, FOUR_BLOCKS)
-DEFINE_ALONG(q8_0, 32, 32, 0, 0, 8, FOUR_BLOCKS)
-DEFINE_ALONG(iq4_nl, 32, 32, 0, 0, 8, FOUR_BLOCKS)
-DEFINE_ALONG(q2_k, 256, 16, 1, 0, 2, TWO_HALVES)
-DEFINE_ALONG(q3_k, 256, 16, 0, 5, 3, TWO_HALVES)
-DEFINE_ALONG(q4_k, 256, 32, 1, 0, 4, EVEN_AND_ODD)
-DEFINE_ALONG(q5_k, 256, 32, 1, 0, 5, EVEN_AND_ODD)
-DEFINE_ALONG(q6_k, 256, 16, 0, 2, 6, AS_THEY_LIE)
-DEFINE_ALONG(iq4_xs, 256, 32, 0, 0, 8, FOUR_AFTER_FOUR)
+EACH_FORMAT(DEFINE_ALONG)
 
 #endif

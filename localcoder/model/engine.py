@@ -207,8 +207,7 @@ class Engine:
             n_total = chunk.sequence.n_past + len(chunk.tokens)
             if n_total > self.n_ctx:
                 raise ContextLengthError(f"{n_total} tokens do not fit in a context of {self.n_ctx}")
-            # as unsigned numbers, negative ones are large
-            if len(chunk.tokens) and chunk.tokens.view(np.uint32).max() >= self.n_vocab:
+            if len(chunk.tokens) and not (chunk.tokens.min() >= 0 and chunk.tokens.max() < self.n_vocab):
                 raise OptionError(f"token ids must be 0 to {self.n_vocab - 1}")
             if not 0 <= chunk.n_logits <= len(chunk.tokens):
                 raise OptionError(f"{chunk.n_logits} rows of logits wanted of {len(chunk.tokens)} tokens")
@@ -226,7 +225,7 @@ class Engine:
         if not ends or not ends[-1]:
             return []
         starts = [c.sequence.n_past for c in chunks]
-        tokens = _in_one([c.tokens for c in chunks])
+        tokens = _in_one([np.ascontiguousarray(c.tokens, np.int32) for c in chunks])
         positions = _in_one([np.arange(at, at + len(c.tokens), dtype=np.int32) for at, c in zip(starts, chunks)])
         sequences = _in_one([np.full(len(c.tokens), i, np.int32) for i, c in enumerate(chunks)])
         outputs = _in_one([np.arange(end - c.n_logits, end, dtype=np.int32) for end, c in zip(ends, chunks)])
@@ -234,8 +233,6 @@ class Engine:
         for row, chunk in zip(page_table, chunks):
             row[: len(chunk.sequence.pages)] = chunk.sequence.pages
         n = self.n_ubatch
-        if ends[-1] <= n:
-            return [Step(tokens, positions, sequences, page_table, outputs)]
         return [
             Step(
                 tokens[at : at + n],
@@ -279,4 +276,4 @@ def check_same_vocabulary(base: Engine, other: Engine) -> None:
 
 
 def _in_one(parts: list[NDArray[np.int32]]) -> NDArray[np.int32]:
-    return np.concatenate(parts) if len(parts) > 1 else np.ascontiguousarray(parts[0], np.int32)
+    return np.concatenate(parts) if len(parts) > 1 else parts[0]

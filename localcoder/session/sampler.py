@@ -263,7 +263,7 @@ class Sampler:
         self._options = options
         self._hook = hook
         self._forbidden = np.array(sorted(forbidden), np.intp)
-        self._is_forbidden = frozenset(self._forbidden.tolist())
+        self._forbidden_ids = frozenset(self._forbidden.tolist())
         self._breakers = frozenset(breakers)
         self._n_logprobs = n_logprobs
         self._all_ids: Ids = np.empty(0, np.intp)
@@ -348,9 +348,7 @@ class Sampler:
     def _allowed_of(self, wanted: Candidates) -> Candidates:
         """Those of the highest logits that are not forbidden."""
         _check_finite(wanted.logits)
-        if not len(self._forbidden):
-            return wanted
-        kept = [token not in self._is_forbidden for token in wanted.ids.tolist()]
+        kept = [token not in self._forbidden_ids for token in wanted.ids.tolist()]
         return wanted if all(kept) else Candidates(wanted.ids[kept], wanted.logits[kept])
 
     def _all(self, logits: Float32) -> Candidates:

@@ -160,8 +160,8 @@ def _widen_signed(_: Any, data: Any, at: Any, codes: Any, to: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         data_, at_, codes_, to_ = as_int64(context, builder, signature, args)
         packed = load_as(builder, address_of(context, builder, data, data_, at_), vector_type(ir.IntType(8), GROUP), 1)
-        target = builder.bitcast(address_of(context, builder, codes, codes_, to_), vector_type(I16, GROUP).as_pointer())
-        builder.store(builder.sext(packed, vector_type(I16, GROUP)), target, align=2)
+        wide = builder.sext(packed, vector_type(I16, GROUP))
+        _store_codes(builder, wide, address_of(context, builder, codes, codes_, to_))
         return context.get_dummy_value()
 
     return types.void(data, at, codes, to), generate
