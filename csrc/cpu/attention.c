@@ -22,11 +22,13 @@ int lc_attend_count(const lc_attention *a) {
     return a->n_runs * a->kv->n_head_kv * pieces_of_group(a->n_head / a->kv->n_head_kv);
 }
 
-size_t lc_attend_scratch(const lc_kv *kv) {
+size_t lc_attend_scratch(const lc_kernels *kernels, const lc_kv *kv) {
     const size_t d = (size_t)padded(kv->head_dim), page = (size_t)padded(kv->page_size);
-    return 2 * LC_ATTEND_QUERIES * d    /* queries, results */
-           + LC_ATTEND_QUERIES * page   /* scores */
-           + LC_ATTEND_KEYS * d;        /* keys, then values */
+    const size_t n = 2 * LC_ATTEND_QUERIES * d    /* queries, results */
+                     + LC_ATTEND_QUERIES * page   /* scores */
+                     + LC_ATTEND_KEYS * d;        /* keys, then values */
+    const size_t in_bf16 = lc_has_bf16(kernels) ? lc_attend_bf16_scratch(kv) : 0;
+    return n > in_bf16 ? n : in_bf16;
 }
 
 size_t lc_kv_offset(const lc_kv *kv, const lc_step *step, int layer, int token, int position, int head) {
@@ -37,9 +39,7 @@ size_t lc_kv_offset(const lc_kv *kv, const lc_step *step, int layer, int token, 
     return (head_at * (size_t)kv->page_size + (size_t)(position % kv->page_size)) * row;
 }
 
-/* Rows of the cache from number `first` of a page on, as float32 [n][d]; meanwhile asks for as many of `ahead`. */
-static void load_rows(const lc_attention *a, const uint8_t *page, int first, int n, int d, const uint8_t *ahead,
-                      float *out) {
+void lc_load_kv_rows(const lc_attention *a, const uint8_t *page, int first, int n, int d, const uint8_t *ahead, float *out) {
     const int head_dim = a->kv->head_dim, type = a->kv->type;
     const size_t row_bytes = lc_row_bytes(lc_format_of(type), head_dim);
     for (int i = 0; i < n; i++, out += d) {
@@ -83,42 +83,47 @@ static void softmax_block(const lc_kernels *kernels, float *scores, int n_seen, 
     *sum = *sum * *keep + kernels->exp_sum(scores, n, top);
 }
 
-/* A piece of work: queries (tokens of a run x heads that share keys) and what has been gathered for them. */
+lc_attend_piece lc_attend_piece_of(const lc_attention *a, int item) {
+    const int n_head_kv = a->kv->n_head_kv, group = a->n_head / n_head_kv;
+    const int pieces = pieces_of_group(group), at_once = heads_at_once(group);
+    /* The last run first: its keys are the most. */
+    lc_attend_piece piece = {.run = a->runs[a->n_runs - 1 - item / (n_head_kv * pieces)], .head_kv = item / pieces % n_head_kv};
+    piece.head0 = piece.head_kv * group + item % pieces * at_once;
+    const int left = (piece.head_kv + 1) * group - piece.head0;
+    piece.n_heads = left < at_once ? left : at_once;
+    piece.n = piece.run.n * piece.n_heads;
+    return piece;
+}
+
+size_t lc_attend_query(const lc_attention *a, const lc_attend_piece *piece, int i) {
+    const int token = piece->run.first + i / piece->n_heads, head = piece->head0 + i % piece->n_heads;
+    return ((size_t)token * (size_t)a->n_head + (size_t)head) * (size_t)a->kv->head_dim;
+}
+
+/* What has been gathered for the queries of a piece. */
 typedef struct queries {
-    lc_run run;
-    int head0, n_heads, head_kv, n, d;
-    float *q, *out;     /* [n][d] */
-    float *scores;      /* [n][lds] */
+    lc_attend_piece of;
+    int d;
+    float *q, *out;     /* [of.n][d] */
+    float *scores;      /* [of.n][lds] */
     int lds;
     float *rows;        /* [LC_ATTEND_KEYS][d] */
     float max[LC_ATTEND_QUERIES], sum[LC_ATTEND_QUERIES], keep[LC_ATTEND_QUERIES];
 } queries;
 
-static size_t query_at(const lc_attention *a, const queries *w, int i) {
-    const int token = w->run.first + i / w->n_heads, head = w->head0 + i % w->n_heads;
-    return ((size_t)token * (size_t)a->n_head + (size_t)head) * (size_t)a->kv->head_dim;
-}
-
 static void start_queries(const lc_attention *a, int item, float *scratch, queries *w) {
     const lc_kv *kv = a->kv;
-    const int group = a->n_head / kv->n_head_kv, pieces = pieces_of_group(group), at_once = heads_at_once(group);
-    /* The last run first: its keys are the most. */
-    w->run = a->runs[a->n_runs - 1 - item / (kv->n_head_kv * pieces)];
-    w->head_kv = item / pieces % kv->n_head_kv;
-    w->head0 = w->head_kv * group + item % pieces * at_once;
-    const int left = (w->head_kv + 1) * group - w->head0;
-    w->n_heads = left < at_once ? left : at_once;
-    w->n = w->run.n * w->n_heads;
+    w->of = lc_attend_piece_of(a, item);
     w->d = padded(kv->head_dim);
     w->lds = padded(kv->page_size);
     w->q = scratch;
     w->out = w->q + LC_ATTEND_QUERIES * w->d;
     w->scores = w->out + LC_ATTEND_QUERIES * w->d;
     w->rows = w->scores + LC_ATTEND_QUERIES * w->lds;
-    memset(w->q, 0, (size_t)w->n * (size_t)w->d * sizeof *w->q);
-    memset(w->out, 0, (size_t)w->n * (size_t)w->d * sizeof *w->out);
-    for (int i = 0; i < w->n; i++) {
-        memcpy(w->q + i * w->d, a->q + query_at(a, w, i), (size_t)kv->head_dim * sizeof *w->q);
+    memset(w->q, 0, (size_t)w->of.n * (size_t)w->d * sizeof *w->q);
+    memset(w->out, 0, (size_t)w->of.n * (size_t)w->d * sizeof *w->out);
+    for (int i = 0; i < w->of.n; i++) {
+        memcpy(w->q + i * w->d, a->q + lc_attend_query(a, &w->of, i), (size_t)kv->head_dim * sizeof *w->q);
         w->max[i] = -INFINITY;
         w->sum[i] = 0;
     }
@@ -128,23 +133,23 @@ static void start_queries(const lc_attention *a, int item, float *scratch, queri
 static void score_page(const lc_attention *a, queries *w, const uint8_t *keys, int n_k, const uint8_t *ahead) {
     const lc_kv *kv = a->kv;
     const float scale = 1.0f / sqrtf((float)kv->head_dim);
-    if (reads_along(a, w->n)) {
+    if (reads_along(a, w->of.n)) {
         const size_t row_bytes = lc_row_bytes(lc_format_of(kv->type), kv->head_dim);
         a->kernels->scores_along[kv->type](w->q, keys, row_bytes, n_k, w->d, scale, ahead, w->scores);
         return;
     }
     for (int j = 0; j < n_k; j += LC_ATTEND_KEYS) {
         const int n = n_k - j < LC_ATTEND_KEYS ? n_k - j : LC_ATTEND_KEYS;
-        load_rows(a, keys, j, n, w->d, ahead, w->rows);
-        a->kernels->attend_scores(w->q, w->n, w->rows, n, w->d, scale, w->scores + j, w->lds);
+        lc_load_kv_rows(a, keys, j, n, w->d, ahead, w->rows);
+        a->kernels->attend_scores(w->q, w->of.n, w->rows, n, w->d, scale, w->scores + j, w->lds);
     }
 }
 
 /* Scores of keys key0 ... key0 + n_k - 1 become weights. */
 static void weigh_page(const lc_attention *a, queries *w, int key0, int n_k) {
-    for (int i = 0; i < w->n; i++) {
+    for (int i = 0; i < w->of.n; i++) {
         float *scores = w->scores + i * w->lds;
-        const int seen = a->step->positions[w->run.first + i / w->n_heads] + 1 - key0;
+        const int seen = a->step->positions[w->of.run.first + i / w->of.n_heads] + 1 - key0;
         const int n_seen = seen < 0 ? 0 : seen < n_k ? seen : n_k;
         if (n_seen == 0) {
             memset(scores, 0, (size_t)w->lds * sizeof *scores);
@@ -157,34 +162,38 @@ static void weigh_page(const lc_attention *a, queries *w, int key0, int n_k) {
 
 static void mix_page(const lc_attention *a, queries *w, const uint8_t *values, int n_k, const uint8_t *ahead) {
     const lc_kv *kv = a->kv;
-    if (reads_along(a, w->n)) {
+    if (reads_along(a, w->of.n)) {
         const size_t row_bytes = lc_row_bytes(lc_format_of(kv->type), kv->head_dim);
         a->kernels->mix_along[kv->type](w->scores, w->keep[0], values, row_bytes, n_k, w->d, ahead, w->out);
         return;
     }
     for (int j = 0; j < n_k; j += LC_ATTEND_KEYS) {
         const int n = n_k - j < LC_ATTEND_KEYS ? n_k - j : LC_ATTEND_KEYS;
-        load_rows(a, values, j, n, w->d, ahead, w->rows);
-        a->kernels->attend_mix(w->scores + j, w->lds, w->keep, w->n, w->rows, n, w->d, w->out);
-        for (int i = 0; i < w->n; i++) w->keep[i] = 1.0f; /* what was there has been shrunk by now */
+        lc_load_kv_rows(a, values, j, n, w->d, ahead, w->rows);
+        a->kernels->attend_mix(w->scores + j, w->lds, w->keep, w->of.n, w->rows, n, w->d, w->out);
+        for (int i = 0; i < w->of.n; i++) w->keep[i] = 1.0f; /* what was there has been shrunk by now */
     }
 }
 
 void lc_attend_item(const lc_attention *a, int item, float *scratch) {
+    if (a->is_bf16) {
+        lc_attend_bf16_item(a, item, scratch);
+        return;
+    }
     const lc_kv *kv = a->kv;
     queries w;
     start_queries(a, item, scratch, &w);
-    const int last = a->step->positions[w.run.first + w.run.n - 1], page_size = kv->page_size;
-    size_t here = lc_kv_offset(kv, a->step, a->layer, w.run.first, 0, w.head_kv), next = here;
+    const int last = a->step->positions[w.of.run.first + w.of.run.n - 1], page_size = kv->page_size;
+    size_t here = lc_kv_offset(kv, a->step, a->layer, w.of.run.first, 0, w.of.head_kv), next = here;
     for (int key0 = 0; key0 <= last; key0 += page_size, here = next) {
         const int left = last + 1 - key0, n_k = left < page_size ? left : page_size;
-        if (left > page_size) next = lc_kv_offset(kv, a->step, a->layer, w.run.first, key0 + page_size, w.head_kv);
+        if (left > page_size) next = lc_kv_offset(kv, a->step, a->layer, w.of.run.first, key0 + page_size, w.of.head_kv);
         score_page(a, &w, kv->k + here, n_k, kv->v + here);
         weigh_page(a, &w, key0, n_k);
         mix_page(a, &w, kv->v + here, n_k, kv->k + next);
     }
-    for (int i = 0; i < w.n; i++) {
-        float *out = a->out + query_at(a, &w, i);
+    for (int i = 0; i < w.of.n; i++) {
+        float *out = a->out + lc_attend_query(a, &w.of, i);
         for (int e = 0; e < kv->head_dim; e++) out[e] = w.out[i * w.d + e] / w.sum[i];
     }
 }

@@ -20,6 +20,8 @@ static bool weight_is_valid(const lc_weight *w) {
     return !format->is_q8 || w->n_in % LC_GROUP == 0;
 }
 
+static bool is_q8(const lc_weight *w) { return lc_format_of(w->type)->is_q8; }
+
 static bool op_is_valid(const lc_program *p, const lc_op *op, const int32_t *slot_widths) {
     const bool wants_x = op->kind != LC_OP_EMBED && op->kind != LC_OP_INPUT;
     const bool wants_y = op->kind == LC_OP_WRITE_KV || op->kind == LC_OP_SILU_MUL || op->kind == LC_OP_ADD;
@@ -45,13 +47,13 @@ static bool op_is_valid(const lc_program *p, const lc_op *op, const int32_t *slo
     const bool is_pair = op->epilogue == LC_APPLY_SILU_MUL;
     if (op->n_weights < 1 || op->n_weights > LC_MAX_WEIGHTS || op->epilogue < LC_STORE) return false;
     if (op->epilogue > LC_APPLY_SILU_MUL || (is_pair && op->n_weights != 2)) return false;
-    if (is_pair && op->weights[0].n_out != op->weights[1].n_out) return false;
     if (op->epilogue == LC_ADD_RESIDUAL &&
         (op->n_weights != 1 || !slot_fits(op->y, op->weights[0].n_out, slot_widths, p->n_slots)))
         return false;
     for (int i = 0; i < op->n_weights; i++) {
         const lc_weight *w = &op->weights[i];
         if (!weight_is_valid(w) || w->n_in != op->width) return false;
+        if (is_pair && (w->n_out != op->weights[0].n_out || is_q8(w) != is_q8(&op->weights[0]))) return false;
         if (!(is_pair && i == 1) && !slot_fits(op->out[i], w->n_out, slot_widths, p->n_slots)) return false;
     }
     return true;
@@ -79,6 +81,47 @@ static void build_phases(lc_program *p) {
     }
 }
 
+static bool is_all_q8(const lc_op *op) {
+    for (int i = 0; i < op->n_weights; i++)
+        if (!is_q8(&op->weights[i])) return false;
+    return true;
+}
+
+static bool reads(const lc_op *op, int32_t index) {
+    const bool reads_x = op->kind != LC_OP_EMBED && op->kind != LC_OP_INPUT && op->kind != LC_OP_QUANTIZE &&
+                         !(op->kind == LC_OP_LINEAR && is_all_q8(op));
+    const bool reads_y = op->kind == LC_OP_WRITE_KV || op->kind == LC_OP_SILU_MUL || op->kind == LC_OP_ADD ||
+                         (op->kind == LC_OP_LINEAR && op->epilogue == LC_ADD_RESIDUAL);
+    return (reads_x && op->x == index) || (reads_y && op->y == index);
+}
+
+/* Whether the pair at i is only read once it has been rounded by the next op, and then by the LINEAR after that. */
+static bool may_write_rounded(const lc_program *p, int i) {
+    const lc_op *op = &p->ops[i];
+    if (i + 2 >= p->n_ops || op->kind != LC_OP_LINEAR || op->epilogue != LC_APPLY_SILU_MUL || !is_all_q8(op)) return false;
+    const int32_t out = op->out[0];
+    const lc_op *quantize = &p->ops[i + 1], *reader = &p->ops[i + 2];
+    if (quantize->kind != LC_OP_QUANTIZE || quantize->x != out || quantize->width != op->weights[0].n_out) return false;
+    if (reader->kind != LC_OP_LINEAR || reader->x != out || !is_all_q8(reader) || !reader->barrier) return false;
+    if (quantize->outputs != op->outputs || reader->outputs != op->outputs || out == LC_LOGITS_SLOT) return false;
+    for (int j = i + 2; j < p->n_ops; j++) {
+        if (reads(&p->ops[j], out)) return false;
+        if (p->ops[j].kind == LC_OP_LINEAR && j > i + 2 && p->ops[j].x == out) return false; /* shares the rounding */
+        for (int k = 0; k < 3; k++)
+            if (p->ops[j].out[k] == out) return true;
+    }
+    return true;
+}
+
+static void assign_roles(lc_program *p) {
+    for (int i = 0; i < p->n_ops; i++) {
+        if (!may_write_rounded(p, i)) continue;
+        p->roles[i] |= LC_WRITES_ROUNDED;
+        p->roles[i + 1] |= LC_WAS_DONE;
+        p->roles[i + 2] |= LC_READS_SECOND;
+    }
+}
+
 /* Sizes that the ops ask for. */
 typedef struct demands {
     int n_head;      /* most heads of an ATTEND */
@@ -103,17 +146,22 @@ static bool allocate(lc_program *p, const int32_t *slot_widths, const demands *m
     p->slots = calloc((size_t)p->n_slots + 1, sizeof *p->slots);
     p->runs = calloc(max_tokens, sizeof *p->runs);
     p->phases = calloc((size_t)p->n_ops, sizeof *p->phases);
-    if (p->slots == NULL || p->runs == NULL || p->phases == NULL) return false;
+    p->roles = calloc((size_t)p->n_ops, sizeof *p->roles);
+    if (p->roles == NULL || p->slots == NULL || p->runs == NULL || p->phases == NULL) return false;
     for (int i = 0; i < p->n_slots; i++) {
         p->slots[i] = lc_alloc(max_tokens * (size_t)slot_widths[i] * sizeof **p->slots);
         if (p->slots[i] == NULL) return false;
     }
     p->q8.memory = lc_alloc(lc_activation_bytes(kernels, p->max_tokens, most->q8_width));
-    p->panel_bytes = lc_round_up(LC_CHUNK_ROWS / (size_t)kernels->tile_rows * lc_panel_bytes(kernels), LC_ALIGN);
-    p->c_bytes = max_tokens * LC_CHUNK_ROWS * sizeof(float);
+    if (lc_has_bf16(kernels)) {
+        p->second = lc_alloc(lc_activation_bytes(kernels, p->max_tokens, most->q8_width));
+        if (p->second == NULL) return false;
+    }
+    p->panel_bytes = lc_round_up(lc_panels_bytes(kernels), LC_ALIGN);
+    p->c_bytes = lc_sums_bytes(kernels, p->max_tokens);
     const size_t rows_bytes = LC_FLOAT_ROWS * (size_t)most->float_width * sizeof(float);
     const size_t linear_bytes = p->panel_bytes + 2 * p->c_bytes + rows_bytes;
-    const size_t attend_bytes = lc_attend_scratch(&p->kv) * sizeof(float);
+    const size_t attend_bytes = lc_attend_scratch(kernels, &p->kv) * sizeof(float);
     p->scratch_bytes = lc_round_up(attend_bytes > linear_bytes ? attend_bytes : linear_bytes, LC_ALIGN);
     p->scratch = lc_alloc(p->scratch_bytes * (size_t)p->pool->n_threads);
     return p->q8.memory != NULL && p->scratch != NULL;
@@ -133,6 +181,7 @@ static int compile(lc_program *p, const lc_op *ops, const int32_t *slot_widths) 
     if (p->ops == NULL || !allocate(p, slot_widths, &most)) return LC_NO_MEMORY;
     memcpy(p->ops, ops, (size_t)p->n_ops * sizeof *ops);
     build_phases(p);
+    if (lc_has_bf16(p->pool->kernels)) assign_roles(p);
     return LC_OK;
 }
 
@@ -159,8 +208,10 @@ void lc_program_free(lc_program *p) {
     free(p->slots);
     free(p->runs);
     free(p->phases);
+    free(p->roles);
     free(p->ops);
     lc_free(p->q8.memory);
+    lc_free(p->second);
     lc_free(p->scratch);
     free(p);
 }

@@ -28,10 +28,12 @@ enum {
     LC_GROUP = 32,           /* activations that share a scale */
     LC_CODE_BIAS = 128,      /* what makes any signed code unsigned */
     LC_PANEL_ELEMS = 512,    /* most values of a row in a panel; a multiple of every format's block */
-    LC_BF16_ELEMS = 256,     /* the same of bf16 */
     LC_MAX_TILE_ROWS = 16,
-    LC_BF16_PANEL = LC_MAX_TILE_ROWS * LC_BF16_ELEMS,
     LC_MAX_TILE_TOKENS = 16,
+    LC_BF16_ELEMS = 256,     /* most values of a row in a panel of bf16: two panels and two blocks of tokens fit the nearest cache */
+    LC_BF16_SIDE = 16,       /* rows, and tokens, of a tile of bf16 */
+    LC_BF16_PANEL = LC_BF16_SIDE * LC_BF16_ELEMS,
+    LC_BF16_SUMS = LC_BF16_SIDE * LC_BF16_SIDE,
     LC_MAX_FEW_TOKENS = 4
 };
 
@@ -89,19 +91,23 @@ typedef void (*lc_tile_fn)(const lc_panel *panel, const lc_q8_block *x, int n, f
  * apart, those from n_rows on do not exist: their place holds anything finite. Meanwhile it asks for as many bytes from
  * `ahead` on as it reads itself: what will be wanted next, because processors do not foresee so many streams. */
 typedef void (*lc_unpack_tile_fn)(const uint8_t *rows, size_t row_bytes, int n_rows, int n, const uint8_t *ahead,
-                                  lc_panel *panel);
+                                  const lc_panel *panel);
 
-/* Activations of a block's tokens in bf16: [n / 32][n_tokens][32]. */
-typedef struct lc_bf16_block {
-    const uint16_t *values;
-    int n_tokens; /* at most tile_tokens */
-} lc_bf16_block;
+/* n values (a multiple of the block, at most LC_BF16_ELEMS) of LC_BF16_SIDE rows as bf16, one of a pair of panels, which is
+ * [n / 32][2][16][rows][2]. In the place of rows from n_rows on comes anything. */
+typedef void (*lc_rows_bf16_fn)(const uint8_t *rows, size_t row_bytes, int n_rows, int n, uint16_t *panel);
 
-/* c[t * ldc + r] += row r of the panels . token t, for n values, a multiple of 32, of bf16, summed in float32 in the
- * processor's order: 1 or 2 blocks of tokens, all but the last one full, with 1 or 2 panels [n / 2][tile_rows][2] that
- * stand LC_BF16_PANEL values apart. */
-typedef void (*lc_tile_bf16_fn)(const uint16_t *panels, int n_panels, const lc_bf16_block *x, int n_blocks, int n, float *c,
-                                int ldc);
+/* Sums over n values, a multiple of 32, of 2 LC_BF16_SIDE tokens, x [n / 32][2][tokens][32], with a pair of panels of weights
+ * w, in float32, in the processor's order: c [2 panels][2][tokens][rows]; `goes_on`: what is there is added to. */
+typedef void (*lc_tile_bf16_fn)(const uint16_t *w, const uint16_t *x, int n, bool goes_on, float *c);
+
+/* The running softmax of 2 LC_BF16_SIDE queries. */
+typedef struct lc_bf16_softmax {
+    float max[2 * LC_BF16_SIDE], sum[2 * LC_BF16_SIDE];
+    float keep[2 * LC_BF16_SIDE];   /* what the last keys shrink earlier sums by, */
+    bool shrinks;                   /* where that is not 1 for all */
+    int32_t last[2 * LC_BF16_SIDE]; /* position of the last key that a query sees; -1: there is no query */
+} lc_bf16_softmax;
 
 /* c[t * ldc + r] = row r . x[t], whole rows of n values; n_rows <= tile_rows, n_tokens <= few_tokens blocks x of one
  * token each. Same sums as the tile kernel. */
@@ -135,11 +141,24 @@ typedef struct lc_kernels {
     void (*quantize_q8)(const float *x, int n, const lc_q8_block *block, int t);
     lc_tile_fn tile[LC_TYPE_END];
     lc_unpack_tile_fn unpack_tile[LC_TYPE_END]; /* NULL: lc_format.unpack, then interleaved */
-    /* Products of bf16, rounded to nearest even; all three or NULL. round_bf16: x [n], n a multiple of 32, into place `t` of a
-     * block of n_tokens. bf16_panel: the weights of a panel, n <= LC_BF16_ELEMS values in scales of `sub`. */
-    void (*round_bf16)(const float *x, int n, uint16_t *block, int n_tokens, int t);
-    void (*bf16_panel)(const lc_panel *panel, int n, int sub, bool has_min, uint16_t *out);
+    /* Products of bf16, rounded to nearest even; all or none. round_bf16: n activations of a token, a multiple of 32, to its place in x.
+     * end_bf16: a token's sums with n_rows rows, c being the first, those in the next tile 2 LC_BF16_SUMS further; what is not NULL of `residual` is
+     * added, or they are `gate` and those at c2 `up` of silu_mul. */
+    void (*round_bf16)(const float *x, int n, uint16_t *to);
+    lc_rows_bf16_fn rows_bf16[LC_TYPE_END]; /* NULL: unpack_tile, then panel_bf16 */
+    void (*panel_bf16)(const lc_panel *panel, int n, int sub, bool has_min, uint16_t *to);
     lc_tile_bf16_fn tile_bf16;
+    void (*end_bf16)(const float *c, const float *c2, const float *residual, int n_rows, float *out);
+    /* silu_mul of both, n_rows a multiple of 32, as round_bf16 would put it. */
+    void (*end_pair_bf16)(const float *c, const float *c2, int n_rows, uint16_t *to);
+    /* Attention on them. columns_bf16: LC_BF16_SIDE rows of d values, one after another, to a panel of a pair. softmax_bf16:
+     * sums of n_keys keys from number key0 on with queries, of 2 LC_BF16_SIDE keys each, become weights, times `scale`: a pair
+     * of blocks, with 0 for keys that are missing.
+     * values_bf16: 32 values of as many rows to a pair of panels that the rows run along. shrink_bf16: `keep` times sums. */
+    void (*columns_bf16)(const float *x, int d, uint16_t *panel);
+    void (*softmax_bf16)(const float *scores, int n_keys, int key0, float scale, lc_bf16_softmax *state, uint16_t *weights);
+    void (*values_bf16)(const float *x, int ldx, uint16_t *panels);
+    void (*shrink_bf16)(const lc_bf16_softmax *state, float *c);
     lc_matvec_fn matvec[LC_TYPE_END];           /* NULL: tiles of one token */
     lc_float_tile_fn dot_f32, dot_f16, dot_bf16;
     /* n values, a multiple of 32, as float32: what a KV cache is kept in. NULL: lc_dequantize_row */
@@ -177,6 +196,8 @@ typedef struct lc_kernels {
     /* Every thread calls it when its part of a step is done: gives back what kernels left with the thread. */
     void (*end_step)(void);
 } lc_kernels;
+
+static inline bool lc_has_bf16(const lc_kernels *kernels) { return kernels->tile_bf16 != NULL; }
 
 /* Gives every format the tile kernel of its kind: `sub` values share a scale, with minimums or without. */
 static inline void lc_use_tiles(lc_kernels *table, lc_tile_fn tile_32, lc_tile_fn tile_16, lc_tile_fn tile_32_min,

@@ -7,16 +7,14 @@
 #include <immintrin.h>
 #include <stdbool.h>
 
-#include "kernel_table.h"
+#include "simd_avx512.h"
 
 #if !defined(LC_AMX_EMULATED)
 #define LC_AMX_EMULATED 0
 #endif
 #include "amx.h"
 
-#define INLINE static inline __attribute__((always_inline))
-
-enum { TILE_ROWS = 16, TILE_TOKENS = 16, RUN = LC_GROUP, CODES_A = 4, CODES_B = 6 /* and the tiles after each */ };
+enum { TILE_TOKENS = 16, RUN = LC_GROUP, CODES_A = 4, CODES_B = 6 /* and the tiles after each */ };
 
 /* What this thread's tiles are shaped for; 0: nothing. */
 static _Thread_local int shaped_tokens, shaped_sub;
@@ -116,96 +114,8 @@ DEFINE_TILE(tile_16, 16, false)
 DEFINE_TILE(tile_32_min, 32, true)
 DEFINE_TILE(tile_16_min, 16, true)
 
-#if defined(__AVX512BF16__) /* --- products of bf16 -------------------------------------------------------------- */
-
-/* Value i of both halves of 32 words side by side. */
-INLINE __m512i interleave_halves(__m512i words) {
-    const __m512i low = _mm512_cvtepu16_epi32(_mm512_castsi512_si256(words));
-    const __m512i high = _mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(words, 1));
-    return _mm512_or_si512(low, _mm512_slli_epi32(high, 16));
-}
-
-static void round_bf16(const float *x, int n, uint16_t *block, int n_tokens, int t) {
-    for (int k = 0; k < n; k += 32) {
-        const __m512bh both = _mm512_cvtne2ps_pbh(_mm512_loadu_ps(x + k + 16), _mm512_loadu_ps(x + k));
-        _mm512_storeu_si512(block + (size_t)k * (size_t)n_tokens + 32 * t, (__m512i)both);
-    }
-}
-
-/* Byte i of each quad of codes, times scale, plus offset. */
-INLINE __m512 weights_of(__m512i codes, int i, __m512 scale, __m512 offset) {
-    const __m512i code = _mm512_and_si512(_mm512_srli_epi32(codes, 8 * i), _mm512_set1_epi32(0xFF));
-    return _mm512_fmadd_ps(_mm512_cvtepi32_ps(code), scale, offset);
-}
-
-static void bf16_panel(const lc_panel *panel, int n, int sub, bool has_min, uint16_t *out) {
-    for (int k = 0; k < n; k += sub) {
-        const __m512 scale = _mm512_loadu_ps(panel->scales + k / sub * TILE_ROWS);
-        const __m512 offset = has_min ? _mm512_sub_ps(_mm512_setzero_ps(), _mm512_loadu_ps(panel->mins + k / sub * TILE_ROWS))
-                                      : _mm512_mul_ps(scale, _mm512_set1_ps(-LC_CODE_BIAS));
-        for (int i = k; i < k + sub; i += 4) {
-            const __m512i codes = _mm512_loadu_si512(panel->codes + i * TILE_ROWS);
-            for (int j = 0; j < 4; j += 2) {
-                const __m512bh pairs = _mm512_cvtne2ps_pbh(weights_of(codes, j + 1, scale, offset),
-                                                           weights_of(codes, j, scale, offset));
-                _mm512_storeu_si512(out + (i + j) * TILE_ROWS, interleave_halves((__m512i)pairs));
-            }
-        }
-    }
-}
-
-/* Tiles: 0 to 3 sums, of block i with panel j in 2 i + j; 4 and 5 tokens, 6 and 7 weights. */
-INLINE void multiply_bf16(const uint16_t *panels, const lc_bf16_block *x, int n, float *c, int ldc, bool two_panels,
-                          bool two_blocks) {
-    const size_t row = (size_t)ldc * sizeof *c, token_step = 32 * (size_t)x->n_tokens;
-    float *next = c + TILE_TOKENS * ldc;
-    const uint16_t *a = x->values, *b = panels;
-    shape_tiles(x->n_tokens, 64);
-    LC_TILE_LOAD(0, c, row);
-    if (two_panels) LC_TILE_LOAD(1, c + TILE_ROWS, row);
-    if (two_blocks) LC_TILE_LOAD(2, next, row);
-    if (two_blocks && two_panels) LC_TILE_LOAD(3, next + TILE_ROWS, row);
-    for (int k = 0; k < n; k += 32, a += token_step, b += 32 * TILE_ROWS) {
-        LC_TILE_LOAD(4, a, 64);
-        LC_TILE_LOAD(6, b, 64);
-        LC_TILE_DOT_BF16(0, 4, 6);
-        if (two_panels) LC_TILE_LOAD(7, b + LC_BF16_PANEL, 64);
-        if (two_panels) LC_TILE_DOT_BF16(1, 4, 7);
-        if (two_blocks) LC_TILE_LOAD(5, x[1].values + (a - x->values), 64);
-        if (two_blocks) LC_TILE_DOT_BF16(2, 5, 6);
-        if (two_blocks && two_panels) LC_TILE_DOT_BF16(3, 5, 7);
-    }
-    LC_TILE_STORE(0, c, row);
-    if (two_panels) LC_TILE_STORE(1, c + TILE_ROWS, row);
-    if (two_blocks) LC_TILE_STORE(2, next, row);
-    if (two_blocks && two_panels) LC_TILE_STORE(3, next + TILE_ROWS, row);
-}
-
-static void tile_bf16(const uint16_t *panels, int n_panels, const lc_bf16_block *x, int n_blocks, int n, float *c, int ldc) {
-    if (n_blocks == 2 && x[1].n_tokens == TILE_TOKENS) {
-        if (n_panels == 2) multiply_bf16(panels, x, n, c, ldc, true, true);
-        else multiply_bf16(panels, x, n, c, ldc, false, true);
-        return;
-    }
-    for (int b = 0; b < n_blocks; b++, c += TILE_TOKENS * ldc) {
-        if (n_panels == 2) multiply_bf16(panels, x + b, n, c, ldc, true, false);
-        else multiply_bf16(panels, x + b, n, c, ldc, false, false);
-    }
-}
-
-static int64_t peak_bf16(int64_t rounds) {
-    enum { DEPTH = 32 };
-    shape_tiles(TILE_TOKENS, 2 * DEPTH);
-    for (int64_t i = 0; i < rounds; i++) {
-        LC_TILE_DOT_BF16(0, 4, 6);
-        LC_TILE_DOT_BF16(1, 5, 6);
-        LC_TILE_DOT_BF16(2, 4, 7);
-        LC_TILE_DOT_BF16(3, 5, 7);
-    }
-    end_step();
-    return rounds * 4 * 2 * TILE_TOKENS * TILE_ROWS * DEPTH;
-}
-
+#if defined(__AVX512BF16__)
+#include "amx_bf16.h"
 #endif
 
 static int64_t peak_int8(int64_t rounds) {
@@ -229,9 +139,6 @@ void LC_KERNELS(lc_kernels *table) {
     table->peak[LC_PEAK_INT8] = peak_int8;
     table->end_step = end_step;
 #if defined(__AVX512BF16__)
-    table->round_bf16 = round_bf16;
-    table->bf16_panel = bf16_panel;
-    table->tile_bf16 = tile_bf16;
-    table->peak[LC_PEAK_BF16] = peak_bf16;
+    use_bf16(table);
 #endif
 }

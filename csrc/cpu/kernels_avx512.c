@@ -4,6 +4,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "math_avx512.h"
 #include "simd_avx512.h"
 #include "block_kernels.h"
 #include "peaks.h"
@@ -145,8 +146,6 @@ INLINE __m512 load_bf16(const uint8_t *p, __mmask16 m) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(m, p)), 16));
 }
 
-INLINE __mmask16 first(int n) { return (__mmask16)(n >= 16 ? 0xFFFF : (1u << n) - 1); }
-
 enum { DOT_ROWS = 4, DOT_TOKENS = 4, DOT_ROWS_ALONE = 4 };
 
 /* A block of n_rows x n_tokens sums. */
@@ -203,30 +202,11 @@ static void rope(const float *x, const float *cos, const float *sin, int n_head,
     }
 }
 
-/* lc_exp */
-INLINE __m512 exp16(__m512 x) {
-    const __mmask16 is_not_tiny = _mm512_cmp_ps_mask(x, _mm512_set1_ps(-87.0f), _CMP_NLT_UQ);
-    const __m512 v = _mm512_min_ps(_mm512_set1_ps(88.0f), x); /* this keeps a NaN in x */
-    const __m512 k = _mm512_roundscale_ps(_mm512_mul_ps(v, _mm512_set1_ps(1.44269504f)), 8);
-    __m512 r = _mm512_fnmadd_ps(k, _mm512_set1_ps(0.693359375f), v);
-    r = _mm512_fnmadd_ps(k, _mm512_set1_ps(-2.12194440e-4f), r);
-    __m512 p = _mm512_set1_ps(1.0f / 5040);
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f / 720));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f / 120));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f / 24));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f / 6));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.5f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f));
-    return _mm512_maskz_scalef_ps(is_not_tiny, p, k);
-}
-
 static void silu_mul(const float *gate, const float *up, int n, float *out) {
     for (int i = 0; i < n; i += 16) {
         const __mmask16 m = first(n - i);
         const __m512 g = _mm512_maskz_loadu_ps(m, gate + i), u = _mm512_maskz_loadu_ps(m, up + i);
-        const __m512 e = exp16(_mm512_sub_ps(_mm512_setzero_ps(), g));
-        _mm512_mask_storeu_ps(out + i, m, _mm512_mul_ps(_mm512_div_ps(g, _mm512_add_ps(_mm512_set1_ps(1.0f), e)), u));
+        _mm512_mask_storeu_ps(out + i, m, _mm512_mul_ps(silu16(g), u));
     }
 }
 

@@ -46,7 +46,7 @@ static void run_peak(void *context, int thread) {
     atomic_fetch_add(&job->ops, job->run(job->rounds));
 }
 
-int32_t lc_prefill_peak(const lc_pool *pool) { return pool->kernels->tile_bf16 != NULL ? LC_PEAK_BF16 : LC_PEAK_INT8; }
+int32_t lc_prefill_peak(const lc_pool *pool) { return lc_has_bf16(pool->kernels) ? LC_PEAK_BF16 : LC_PEAK_INT8; }
 
 int32_t lc_run_peak(lc_pool *pool, int32_t kind, int64_t rounds, int64_t *ops) {
     *ops = 0;

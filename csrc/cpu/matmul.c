@@ -6,14 +6,10 @@
 
 enum { PANEL_SCALES = LC_PANEL_ELEMS / 16 };
 
-/* Panels of bf16 take the place of all the panels of a chunk but the first. */
-_Static_assert((LC_CHUNK_ROWS / LC_MAX_TILE_ROWS - 1) * LC_MAX_TILE_ROWS * (LC_PANEL_ELEMS + 2 * PANEL_SCALES * 4) >=
-                   LC_CHUNK_ROWS / LC_MAX_TILE_ROWS * LC_BF16_PANEL * 2, "room for panels of bf16");
-
 size_t lc_activation_bytes(const lc_kernels *kernels, int n_tokens, int n) {
     const size_t per_token = (size_t)n + (size_t)n / LC_GROUP * 7 * sizeof(float);
-    const size_t most = kernels->tile_bf16 != NULL && per_token < 2 * (size_t)n ? 2 * (size_t)n : per_token;
-    return lc_round_up((size_t)n_tokens, (size_t)kernels->tile_tokens) * most;
+    if (!lc_has_bf16(kernels)) return lc_round_up((size_t)n_tokens, (size_t)kernels->tile_tokens) * per_token;
+    return lc_round_up((size_t)n_tokens, 2 * LC_BF16_SIDE) * (per_token < 2 * (size_t)n ? 2 * (size_t)n : per_token);
 }
 
 int lc_q8_block_tokens(const lc_kernels *kernels, const lc_activations *store) {
@@ -48,17 +44,9 @@ lc_q8_block lc_q8_block_from(const lc_q8_block *block, int k0) {
     return part;
 }
 
-static uint16_t *bf16_block_at(const lc_kernels *kernels, const lc_activations *x, int b, int *n_tokens) {
-    const int first = b * kernels->tile_tokens, left = x->n_tokens - first;
-    *n_tokens = left < kernels->tile_tokens ? left : kernels->tile_tokens;
-    return (uint16_t *)(void *)x->memory + (size_t)first * (size_t)x->n;
-}
-
 void lc_round_activations(const lc_kernels *kernels, const lc_activations *to, int t, const float *x) {
     if (to->is_bf16) {
-        int n_tokens;
-        uint16_t *block = bf16_block_at(kernels, to, t / kernels->tile_tokens, &n_tokens);
-        kernels->round_bf16(x, to->n, block, n_tokens, t % kernels->tile_tokens);
+        lc_round_bf16(kernels, to, t, x);
         return;
     }
     const int per_block = lc_q8_block_tokens(kernels, to);
@@ -70,15 +58,27 @@ size_t lc_panel_bytes(const lc_kernels *kernels) {
     return (size_t)kernels->tile_rows * (LC_PANEL_ELEMS + 2 * PANEL_SCALES * sizeof(float));
 }
 
-static lc_panel panel_at(const lc_kernels *kernels, uint8_t *memory, int tile) {
-    uint8_t *p = memory + (size_t)tile * lc_panel_bytes(kernels);
+size_t lc_panels_bytes(const lc_kernels *kernels) {
+    const size_t panel = lc_panel_bytes(kernels), all = LC_CHUNK_ROWS / (size_t)kernels->tile_rows * panel;
+    if (!lc_has_bf16(kernels)) return all;
+    const size_t in_bf16 = panel + LC_BF16_ROWS * LC_BF16_ELEMS * sizeof(uint16_t);
+    return in_bf16 > all ? in_bf16 : all;
+}
+
+size_t lc_sums_bytes(const lc_kernels *kernels, int max_tokens) {
+    if (!lc_has_bf16(kernels)) return (size_t)max_tokens * LC_CHUNK_ROWS * sizeof(float);
+    return lc_round_up((size_t)max_tokens, 2 * LC_BF16_SIDE) * LC_BF16_ROWS * sizeof(float);
+}
+
+lc_panel lc_panel_at(const lc_kernels *kernels, uint8_t *panels, int tile) {
+    uint8_t *p = panels + (size_t)tile * lc_panel_bytes(kernels);
     float *scales = (float *)(p + kernels->tile_rows * LC_PANEL_ELEMS);
     return (lc_panel){p, scales, scales + kernels->tile_rows * PANEL_SCALES};
 }
 
 /* Unpacks row by row with the plain code and interleaves. */
 static void unpack_plain(const lc_kernels *kernels, const lc_format *format, const int8_t *grid, const uint8_t *rows,
-                         size_t row_bytes, int n_rows, int n, lc_panel *panel) {
+                         size_t row_bytes, int n_rows, int n, const lc_panel *panel) {
     const int tile_rows = kernels->tile_rows;
     const int bias = format->has_min ? 0 : kernels->code_bias;
     int8_t codes[LC_PANEL_ELEMS];
@@ -96,8 +96,8 @@ static void unpack_plain(const lc_kernels *kernels, const lc_format *format, con
     }
 }
 
-static void unpack_tile(const lc_kernels *kernels, const lc_weight *weight, const uint8_t *rows, size_t row_bytes,
-                        int n_rows, int n, const uint8_t *ahead, lc_panel *panel) {
+void lc_unpack_tile(const lc_kernels *kernels, const lc_weight *weight, const uint8_t *rows, size_t row_bytes, int n_rows,
+                    int n, const uint8_t *ahead, const lc_panel *panel) {
     if (kernels->unpack_tile[weight->type] != NULL)
         kernels->unpack_tile[weight->type](rows, row_bytes, n_rows, n, ahead, panel);
     else
@@ -132,14 +132,14 @@ static void few_tokens_chunk(const lc_kernels *kernels, const lc_weight *weight,
     enum { FEW_ELEMS = 256 }; /* stretches short enough to ask for memory evenly */
     const lc_format *format = lc_format_of(weight->type);
     const int tile = kernels->tile_rows, n_blocks = blocks_of(kernels, q8), per_block = lc_q8_block_tokens(kernels, q8);
-    lc_panel panel = panel_at(kernels, scratch->panels, 0);
+    lc_panel panel = lc_panel_at(kernels, scratch->panels, 0);
     for (int r = 0; r < n_rows; r += tile) {
         const uint8_t *here = rows + (size_t)r * row_bytes;
         const uint8_t *next = r + tile < n_rows ? here + (size_t)tile * row_bytes : ahead;
         for (int k0 = 0; k0 < weight->n_in; k0 += FEW_ELEMS) {
             const int n = at_most(weight->n_in - k0, FEW_ELEMS);
             const size_t at = lc_row_bytes(format, k0);
-            unpack_tile(kernels, weight, here + at, row_bytes, at_most(n_rows - r, tile), n, next + (size_t)tile * at,
+            lc_unpack_tile(kernels, weight, here + at, row_bytes, at_most(n_rows - r, tile), n, next + (size_t)tile * at,
                         &panel);
             for (int b = 0; b < n_blocks; b++) {
                 const lc_q8_block block = lc_q8_block_at(kernels, q8, b), x = lc_q8_block_from(&block, k0);
@@ -161,9 +161,9 @@ static void many_tokens_chunk(const lc_kernels *kernels, const lc_weight *weight
         const size_t n_bytes = lc_row_bytes(format, n);
         const uint8_t *part = rows + lc_row_bytes(format, k0);
         for (int r = 0; r < n_rows; r += tile) {
-            lc_panel panel = panel_at(kernels, scratch->panels, r / tile);
+            lc_panel panel = lc_panel_at(kernels, scratch->panels, r / tile);
             const uint8_t *here = part + (size_t)r * row_bytes;
-            unpack_tile(kernels, weight, here, row_bytes, at_most(n_rows - r, tile), n, here, &panel);
+            lc_unpack_tile(kernels, weight, here, row_bytes, at_most(n_rows - r, tile), n, here, &panel);
         }
         for (int r = 0; r < n_rows && k0 + n < weight->n_in; r++)
             lc_fetch(part + n_bytes + (size_t)r * row_bytes, n_bytes);
@@ -172,42 +172,9 @@ static void many_tokens_chunk(const lc_kernels *kernels, const lc_weight *weight
             const lc_q8_block x = lc_q8_block_from(&block, k0);
             float *c_block = c + (size_t)b * (size_t)kernels->tile_tokens * LC_CHUNK_ROWS;
             for (int r = 0; r < n_rows; r += tile) {
-                const lc_panel panel = panel_at(kernels, scratch->panels, r / tile);
+                const lc_panel panel = lc_panel_at(kernels, scratch->panels, r / tile);
                 multiply(&panel, &x, n, c_block + r, LC_CHUNK_ROWS);
             }
-        }
-    }
-}
-
-/* Many tokens in bf16: panels of all the chunk's tiles become bf16, then meet every token, two blocks of each at a time. */
-static void bf16_chunk(const lc_kernels *kernels, const lc_weight *weight, const uint8_t *rows, size_t row_bytes, int n_rows,
-                       const lc_activations *x, const lc_matmul_scratch *scratch, float *c) {
-    const lc_format *format = lc_format_of(weight->type);
-    const int tile = kernels->tile_rows, n_blocks = (x->n_tokens + kernels->tile_tokens - 1) / kernels->tile_tokens;
-    lc_panel codes = panel_at(kernels, scratch->panels, 0);
-    uint16_t *panels = (uint16_t *)(void *)(scratch->panels + lc_panel_bytes(kernels));
-    for (int k0 = 0; k0 < weight->n_in; k0 += LC_BF16_ELEMS) {
-        const int n = at_most(weight->n_in - k0, LC_BF16_ELEMS);
-        const size_t n_bytes = lc_row_bytes(format, n);
-        const uint8_t *part = rows + lc_row_bytes(format, k0);
-        for (int r = 0; r < n_rows; r += tile) {
-            const uint8_t *here = part + (size_t)r * row_bytes;
-            unpack_tile(kernels, weight, here, row_bytes, at_most(n_rows - r, tile), n, here, &codes);
-            kernels->bf16_panel(&codes, n, format->sub, format->has_min, panels + r / tile * LC_BF16_PANEL);
-        }
-        for (int r = 0; r < n_rows && k0 + n < weight->n_in; r++)
-            lc_fetch(part + n_bytes + (size_t)r * row_bytes, n_bytes);
-        for (int b = 0; b < n_blocks; b += 2) {
-            lc_bf16_block blocks[2];
-            const int two = at_most(n_blocks - b, 2);
-            for (int i = 0; i < two; i++) {
-                const uint16_t *values = bf16_block_at(kernels, x, b + i, &blocks[i].n_tokens);
-                blocks[i].values = values + (size_t)k0 * (size_t)blocks[i].n_tokens;
-            }
-            float *c_blocks = c + (size_t)b * (size_t)kernels->tile_tokens * LC_CHUNK_ROWS;
-            for (int r = 0; r < n_rows; r += 2 * tile)
-                kernels->tile_bf16(panels + r / tile * LC_BF16_PANEL, n_rows - r > tile ? 2 : 1, blocks, two, n, c_blocks + r,
-                                   LC_CHUNK_ROWS);
         }
     }
 }
@@ -252,11 +219,6 @@ void lc_matmul_chunk(const lc_kernels *kernels, const lc_weight *weight, int row
     const uint8_t *rows = weight->data + (size_t)row0 * row_bytes;
     if (!format->is_q8) {
         floats_chunk(kernels, weight, rows, row_bytes, n_rows, x, n_tokens, ahead, scratch, c);
-        return;
-    }
-    if (q8->is_bf16) {
-        memset(c, 0, (size_t)n_tokens * LC_CHUNK_ROWS * sizeof *c);
-        bf16_chunk(kernels, weight, rows, row_bytes, n_rows, q8, scratch, c);
         return;
     }
     if (n_tokens <= kernels->few_tokens && kernels->matvec[weight->type] != NULL) {

@@ -39,9 +39,14 @@ static void write_kv_row(const lc_program *p, const lc_op *op, int t, const floa
  * give the same as steps of one. */
 static lc_activations activations_of(const lc_program *p, const lc_op *op) {
     const lc_kernels *kernels = p->pool->kernels;
-    const int n_rows = rows_of(p, op), few = kernels->tile_tokens;
-    const bool is_bf16 = kernels->tile_bf16 != NULL && p->most_at_once > few && n_rows > few;
-    return (lc_activations){p->q8.memory, n_rows, op->width, is_bf16};
+    const int n_rows = rows_of(p, op), few = LC_BF16_SIDE;
+    const bool is_bf16 = lc_has_bf16(kernels) && p->most_at_once > few && n_rows > few;
+    const bool is_second = is_bf16 && (p->roles[op - p->ops] & LC_READS_SECOND) != 0;
+    return (lc_activations){is_second ? p->second : p->q8.memory, n_rows, op->width, is_bf16};
+}
+
+static bool uses_bf16(const lc_program *p, const lc_op *op, int weight) {
+    return activations_of(p, op).is_bf16 && lc_format_of(op->weights[weight].type)->is_q8;
 }
 
 static void quantize_row(const lc_program *p, const lc_op *op, int t, const float *x) {
@@ -85,12 +90,13 @@ static int rows_per_item(const lc_program *p, int n_rows) {
     return share < 1 ? 1 : share < most ? share : most;
 }
 
-/* Rows of weights in one piece: about CHUNK_BYTES when few tokens meet them, else as many as a chunk holds. */
-static int chunk_rows(const lc_program *p, const lc_op *op, int n_tokens) {
+/* Rows of a weight in one piece: about CHUNK_BYTES when few tokens meet them, else as many as a chunk holds. */
+static int chunk_rows(const lc_program *p, const lc_op *op, int weight) {
     enum { CHUNK_BYTES = 1 << 16, FEW_TOKENS = 8 };
-    const lc_weight *w = &op->weights[0];
-    const int tile = p->pool->kernels->tile_rows;
-    int rows = LC_CHUNK_ROWS;
+    const lc_weight *w = &op->weights[weight];
+    const bool is_bf16 = uses_bf16(p, op, weight);
+    const int tile = is_bf16 ? 2 * LC_BF16_SIDE : p->pool->kernels->tile_rows, n_tokens = rows_of(p, op);
+    int rows = is_bf16 ? LC_BF16_ROWS : LC_CHUNK_ROWS;
     if (n_tokens <= FEW_TOKENS) {
         const int fit = (int)(CHUNK_BYTES / lc_row_bytes(lc_format_of(w->type), w->n_in));
         if (fit < rows) rows = fit;
@@ -100,21 +106,36 @@ static int chunk_rows(const lc_program *p, const lc_op *op, int n_tokens) {
     return rows < tile ? tile : rows / tile * tile;
 }
 
-static int chunks_of(int n_out, int rows) { return (n_out + rows - 1) / rows; }
+static int parts_of(int n, int part) { return (n + part - 1) / part; }
 
-static void epilogue(const lc_program *p, const lc_op *op, int weight, int row0, int n_rows,
+static int chunks_of(const lc_program *p, const lc_op *op, int weight) {
+    return parts_of(op->weights[weight].n_out, chunk_rows(p, op, weight));
+}
+
+static void epilogue(const lc_program *p, const lc_op *op, int weight, int row0, int n_rows, bool is_bf16,
                      const lc_matmul_scratch *scratch) {
     const lc_kernels *kernels = p->pool->kernels;
+    const bool is_pair = op->epilogue == LC_APPLY_SILU_MUL;
     const size_t ld = (size_t)op->weights[weight].n_out;
     float *out = slot(p, op->out[weight]) + row0;
     const float *residual = op->y == LC_NO_SLOT ? NULL : slot(p, op->y) + row0;
     const int n_tokens = rows_of(p, op);
+    if (is_bf16 && (p->roles[op - p->ops] & LC_WRITES_ROUNDED) != 0) {
+        const lc_activations to = {p->second, n_tokens, (int)ld, true};
+        lc_end_pair_bf16(kernels, scratch->c[0], scratch->c[1], row0, n_rows, &to);
+        return;
+    }
+    if (is_bf16) {
+        lc_end_bf16(kernels, scratch->c[0], is_pair ? scratch->c[1] : NULL,
+                    op->epilogue == LC_ADD_RESIDUAL ? residual : NULL, n_tokens, n_rows, out, ld);
+        return;
+    }
     for (int t = 0; t < n_tokens; t++) {
         const float *c = scratch->c[0] + (size_t)t * LC_CHUNK_ROWS;
         float *to = out + (size_t)t * ld;
         if (op->epilogue == LC_ADD_RESIDUAL)
             kernels->add(residual + (size_t)t * ld, c, n_rows, to);
-        else if (op->epilogue == LC_APPLY_SILU_MUL)
+        else if (is_pair)
             kernels->silu_mul(c, scratch->c[1] + (size_t)t * LC_CHUNK_ROWS, n_rows, to);
         else
             memcpy(to, c, (size_t)n_rows * sizeof *to);
@@ -127,10 +148,12 @@ typedef struct piece {
 } piece;
 
 static piece piece_of(const lc_program *p, const lc_op *op, int item) {
-    const int rows = chunk_rows(p, op, rows_of(p, op));
     int weight = 0;
-    while (item >= chunks_of(op->weights[weight].n_out, rows)) item -= chunks_of(op->weights[weight++].n_out, rows);
-    const int row0 = item * rows, left = op->weights[weight].n_out - row0;
+    for (int n = chunks_of(p, op, 0); item >= n; n = chunks_of(p, op, weight)) {
+        item -= n;
+        weight++;
+    }
+    const int rows = chunk_rows(p, op, weight), row0 = item * rows, left = op->weights[weight].n_out - row0;
     return (piece){weight, row0, left < rows ? left : rows};
 }
 
@@ -148,31 +171,38 @@ static void run_linear_item(const lc_program *p, const lc_op *op, int item, int 
     const uint8_t *after = piece_data(op, next < 0 ? here : piece_of(p, op, next));
     const float *x = slot(p, op->x);
     const bool is_pair = op->epilogue == LC_APPLY_SILU_MUL;
+    const bool is_bf16 = uses_bf16(p, op, here.weight);
     for (int i = 0; i < 1 + is_pair; i++) {
         const piece twin = {here.weight + 1, here.row0, here.n_rows};
-        lc_matmul_chunk(p->pool->kernels, &op->weights[here.weight + i], here.row0, here.n_rows, &q8, x, n_tokens,
-                        is_pair && i == 0 ? piece_data(op, twin) : after, scratch, scratch->c[i]);
+        const lc_weight *weight = &op->weights[here.weight + i];
+        const uint8_t *ahead = is_pair && i == 0 ? piece_data(op, twin) : after;
+        if (is_bf16)
+            lc_bf16_chunk(p->pool->kernels, weight, here.row0, here.n_rows, &q8, scratch, scratch->c[i]);
+        else
+            lc_matmul_chunk(p->pool->kernels, weight, here.row0, here.n_rows, &q8, x, n_tokens, ahead, scratch,
+                            scratch->c[i]);
     }
-    epilogue(p, op, here.weight, here.row0, here.n_rows, scratch);
+    epilogue(p, op, here.weight, here.row0, here.n_rows, is_bf16, scratch);
 }
 
 static lc_attention attention_of(const lc_program *p, const lc_op *op) {
     return (lc_attention){p->pool->kernels, &p->kv,           &p->step, op->layer, op->n_head,
-                          slot(p, op->x),   slot(p, op->out[0]), p->runs,  p->n_runs};
+                          slot(p, op->x),   slot(p, op->out[0]), p->runs,  p->n_runs, activations_of(p, op).is_bf16};
 }
 
 static int count_items(const lc_program *p, const lc_phase *ph) {
     const lc_op *op = &p->ops[ph->first];
     const int n_rows = rows_of(p, op);
     if (n_rows == 0) return 0;
-    if (ph->kind == LC_PHASE_ROWS) return chunks_of(n_rows, rows_per_item(p, n_rows));
+    if ((p->roles[ph->first] & LC_WAS_DONE) != 0 && activations_of(p, op).is_bf16) return 0;
+    if (ph->kind == LC_PHASE_ROWS) return parts_of(n_rows, rows_per_item(p, n_rows));
     if (ph->kind == LC_PHASE_ATTEND) {
         const lc_attention attention = attention_of(p, op);
         return lc_attend_count(&attention);
     }
-    const int rows = chunk_rows(p, op, n_rows), n_weights = op->epilogue == LC_APPLY_SILU_MUL ? 1 : op->n_weights;
+    const int n_weights = op->epilogue == LC_APPLY_SILU_MUL ? 1 : op->n_weights;
     int n = 0;
-    for (int i = 0; i < n_weights; i++) n += chunks_of(op->weights[i].n_out, rows);
+    for (int i = 0; i < n_weights; i++) n += chunks_of(p, op, i);
     return n;
 }
 

@@ -14,9 +14,18 @@ typedef struct lc_phase {
     int first, n_ops;
 } lc_phase;
 
+/* How an op takes part in steps on bf16, where gate · silu(up) goes right into the activations of the next product: into a
+ * second store, because others still read the first one. */
+typedef enum lc_role {
+    LC_WRITES_ROUNDED = 1, /* LINEAR */
+    LC_WAS_DONE = 2,       /* QUANTIZE: the LINEAR before did it */
+    LC_READS_SECOND = 4    /* LINEAR */
+} lc_role;
+
 struct lc_program {
     lc_pool *pool;
     lc_op *ops;
+    uint8_t *roles; /* [n_ops] bits of lc_role */
     int n_ops;
     lc_phase *phases;
     int n_phases;
@@ -26,6 +35,7 @@ struct lc_program {
     float **slots;
     int n_slots;
     lc_activations q8;
+    uint8_t *second; /* memory of the second store, or NULL */
     lc_run *runs; /* [max_tokens] */
     int n_runs, run_tokens, most_at_once; /* tokens of one sequence in this step */
     uint8_t *scratch; /* scratch_bytes for each thread */

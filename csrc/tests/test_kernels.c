@@ -5,6 +5,8 @@
 #include "dispatch.h"
 #include "fused.h"
 #include "half.h"
+#include "attention.h"
+#include "convert.h"
 #include "matmul.h"
 
 static const int LENGTHS[] = {1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 33, 80, 127, 500};
@@ -271,9 +273,9 @@ static void test_matmul(const lc_kernels *k, const lc_format *format, int32_t ty
             lc_activations q8 = {NULL, n_tokens, n_in, false};
             if (format->is_q8) q8 = rounded(both[i], x, n_tokens, n_in, false);
             const size_t c_size = (size_t)max_tokens * LC_CHUNK_ROWS;
-            lc_matmul_scratch scratch = {lc_alloc(LC_CHUNK_ROWS / (size_t)both[i]->tile_rows * lc_panel_bytes(both[i])),
+            lc_matmul_scratch scratch = {lc_alloc(lc_panels_bytes(both[i])),
                                          {NULL, NULL}, take(LC_FLOAT_ROWS * (size_t)n_in * 4)};
-            memset(scratch.panels, 0xFF, LC_CHUNK_ROWS / (size_t)both[i]->tile_rows * lc_panel_bytes(both[i]));
+            memset(scratch.panels, 0xFF, lc_panels_bytes(both[i]));
             c[i] = take(c_size * 4);
             memset(c[i], 0xFF, c_size * 4);
             lc_matmul_chunk(both[i], &weight, 0, n_out, &q8, x, n_tokens, data, &scratch, c[i]);
@@ -298,18 +300,20 @@ static double in_bf16(float x) { return (double)lc_bf16_to_float(lc_float_to_bf1
 
 /* Many tokens on products of bf16, beside sums in double of the same rounded values. */
 static void test_bf16(const lc_kernels *k, const lc_format *format, int32_t type, const int8_t *grid) {
-    const int n_in = format->elems * (640 / format->elems) + format->elems, n_out = 37, most = 3 * k->tile_tokens;
+    const int n_in = format->elems * (640 / format->elems) + format->elems, n_out = 74, most = 3 * LC_BF16_SIDE;
     uint8_t *data = random_weight(format, type, (size_t)n_out * (size_t)(n_in / format->elems));
     const lc_weight weight = {data, grid, type, n_out, n_in};
-    float *x = random_floats((size_t)(most * n_in)), *row = take((size_t)n_in * 4);
-    const size_t c_size = (size_t)most * LC_CHUNK_ROWS, panel_bytes = LC_CHUNK_ROWS / (size_t)k->tile_rows * lc_panel_bytes(k);
-    float *c = take(c_size * 4), *middle = take(c_size * 4);
-    const lc_matmul_scratch scratch = {lc_alloc(panel_bytes), {NULL, NULL}, NULL};
+    float *x = random_floats((size_t)(most * n_in)), *row = take((size_t)n_in * 4), *residual = random_floats((size_t)(most * n_out));
+    float *c = lc_alloc(lc_sums_bytes(k, most)), *out = take((size_t)(most * n_out) * 4), *middle = take((size_t)(most * n_out) * 4);
+    const lc_matmul_scratch scratch = {lc_alloc(lc_panels_bytes(k)), {NULL, NULL}, NULL};
     for (int n_tokens = 1; n_tokens <= most; n_tokens += n_tokens == 1 ? 16 : 5) {
         lc_activations rounded_x = rounded(k, x, n_tokens, n_in, true);
-        memset(scratch.panels, 0xFF, panel_bytes);
-        lc_matmul_chunk(k, &weight, 0, n_out, &rounded_x, x, n_tokens, data, &scratch, c);
-        lc_matmul_chunk(k, &weight, 13, n_out - 13, &rounded_x, x, n_tokens, data, &scratch, middle);
+        memset(scratch.panels, 0xFF, lc_panels_bytes(k));
+        memset(c, 0xFF, lc_sums_bytes(k, most));
+        lc_bf16_chunk(k, &weight, 0, n_out, &rounded_x, &scratch, c);
+        lc_end_bf16(k, c, NULL, residual, n_tokens, n_out, out, (size_t)n_out);
+        lc_bf16_chunk(k, &weight, 13, n_out - 13, &rounded_x, &scratch, c);
+        lc_end_bf16(k, c, NULL, NULL, n_tokens, n_out - 13, middle, (size_t)n_out);
         for (int r = 0; r < n_out; r++) {
             lc_dequantize_row(type, data + (size_t)r * lc_row_bytes(format, n_in), grid, n_in, row);
             for (int t = 0; t < n_tokens; t++) {
@@ -318,15 +322,89 @@ static void test_bf16(const lc_kernels *k, const lc_format *format, int32_t type
                     const double product = in_bf16(row[i]) * in_bf16(x[t * n_in + i]);
                     sum += product, size += fabs(product);
                 }
-                const float got = c[t * LC_CHUNK_ROWS + r];
-                CHECK(fabs((double)got - sum) <= 2e-5 * size, "%s %s in bf16, row %d, token %d of %d: %g, not %g", k->isa,
-                      format->name, r, t, n_tokens, (double)got, sum);
-                CHECK(r < 13 || got == middle[t * LC_CHUNK_ROWS + r - 13], "%s %s in bf16: rows", k->isa, format->name);
+                const float added = residual[t * n_out + r], got = out[t * n_out + r];
+                CHECK(fabs((double)got - added - sum) <= (format->has_min ? 1e-4 : 2e-5) * size, "%s %s in bf16, row %d, token %d of %d: %g, not %g", k->isa,
+                      format->name, r, t, n_tokens, (double)(got - added), sum);
+                CHECK(r < 13 || got == middle[t * n_out + r - 13] + added, "%s %s in bf16: rows", k->isa, format->name);
             }
         }
         free(rounded_x.memory);
     }
-    free(data), free(x), free(row), free(c), free(middle), lc_free(scratch.panels);
+    free(data), free(x), free(row), free(residual), free(out), free(middle), lc_free(c), lc_free(scratch.panels);
+}
+
+/* gate · silu(up) goes into activations as if it had been stored and rounded. */
+static void test_bf16_pair(const lc_kernels *k) {
+    enum { N_IN = 64, N_OUT = 96, N_TOKENS = 37 };
+    uint8_t *data[2];
+    float *c[2], *x = random_floats(N_TOKENS * N_IN), *out = take(N_TOKENS * N_OUT * 4);
+    const lc_activations in = rounded(k, x, N_TOKENS, N_IN, true);
+    const lc_matmul_scratch scratch = {lc_alloc(lc_panels_bytes(k)), {NULL, NULL}, NULL};
+    for (int i = 0; i < 2; i++) {
+        data[i] = random_weight(lc_format_of(LC_TYPE_Q8_0), LC_TYPE_Q8_0, N_OUT * N_IN / 32);
+        c[i] = lc_alloc(lc_sums_bytes(k, N_TOKENS));
+        const lc_weight weight = {data[i], NULL, LC_TYPE_Q8_0, N_OUT, N_IN};
+        lc_bf16_chunk(k, &weight, 0, N_OUT, &in, &scratch, c[i]);
+    }
+    lc_end_bf16(k, c[0], c[1], NULL, N_TOKENS, N_OUT, out, N_OUT);
+    const lc_activations stored = rounded(k, out, N_TOKENS, N_OUT, true);
+    const lc_activations direct = {take(lc_activation_bytes(k, N_TOKENS, N_OUT)), N_TOKENS, N_OUT, true};
+    lc_end_pair_bf16(k, c[0], c[1], 0, N_OUT, &direct);
+    uint8_t *weight = random_weight(lc_format_of(LC_TYPE_Q8_0), LC_TYPE_Q8_0, 32 * N_OUT / 32);
+    float *y[2];
+    for (int i = 0; i < 2; i++) { /* missing tokens are not compared */
+        const lc_weight next = {weight, NULL, LC_TYPE_Q8_0, 32, N_OUT};
+        y[i] = take(N_TOKENS * 32 * 4);
+        lc_bf16_chunk(k, &next, 0, 32, i == 0 ? &stored : &direct, &scratch, c[0]);
+        lc_end_bf16(k, c[0], NULL, NULL, N_TOKENS, 32, y[i], 32);
+    }
+    CHECK(same(y[0], y[1], N_TOKENS * 32), "%s: a pair in bf16", k->isa);
+    free(in.memory), free(stored.memory), free(direct.memory), free(weight), free(x), free(out), free(y[0]), free(y[1]);
+    for (int i = 0; i < 2; i++) free(data[i]), lc_free(c[i]);
+    lc_free(scratch.panels);
+}
+
+/* Attention in bf16 beside the same in float32, on a cache that is NaN where nothing was written. */
+static void test_bf16_attention(const lc_kernels *k, int head_dim, int page_size, int n_head, int32_t kv_type) {
+    enum { N_TOKENS = 75, N_HEAD_KV = 2 };
+    const int start = 13, n_pages = (start + N_TOKENS + page_size - 1) / page_size, width = n_head * head_dim;
+    const size_t row_bytes = lc_row_bytes(lc_format_of(kv_type), head_dim), n_rows = (size_t)(n_pages * N_HEAD_KV * page_size);
+    uint8_t *rows[2] = {take(n_rows * row_bytes), take(n_rows * row_bytes)};
+    int32_t positions[N_TOKENS], sequences[N_TOKENS] = {0}, *pages = take((size_t)n_pages * 4);
+    for (int i = 0; i < n_pages; i++) pages[i] = n_pages - 1 - i;
+    for (int i = 0; i < N_TOKENS; i++) positions[i] = start + i;
+    const lc_kv kv = {rows[0], rows[1], kv_type, 1, n_pages, N_HEAD_KV, page_size, head_dim};
+    const lc_step step = {.n_tokens = N_TOKENS, .positions = positions, .sequences = sequences, .page_table = pages,
+                          .n_entries = n_pages, .n_sequences = 1};
+    for (int i = 0; i < 2; i++) {
+        memset(rows[i], 0xFF, n_rows * row_bytes);
+        for (int at = 0; at < start + N_TOKENS; at++)
+            for (int h = 0; h < N_HEAD_KV; h++) {
+                float *x = random_floats((size_t)head_dim);
+                uint8_t *row = rows[i] + lc_kv_offset(&kv, &step, 0, 0, at, h);
+                if (kv_type == LC_TYPE_F16) k->float_to_half(x, head_dim, (uint16_t *)(void *)row);
+                else lc_quantize_row(kv_type, x, head_dim, row);
+                free(x);
+            }
+    }
+    lc_run runs[N_TOKENS];
+    int n_runs = 0;
+    for (int at = 0, most = lc_attend_run_tokens(n_head, N_HEAD_KV); at < N_TOKENS; at += most, n_runs++)
+        runs[n_runs] = (lc_run){at, N_TOKENS - at < most ? N_TOKENS - at : most};
+    float *q = random_floats((size_t)(N_TOKENS * width)), *out[2], *scratch = take(lc_attend_scratch(k, &kv) * sizeof *scratch);
+    for (int i = 0; i < 2; i++) {
+        out[i] = take((size_t)(N_TOKENS * width) * sizeof *q);
+        const lc_attention attention = {k, &kv, &step, 0, n_head, q, out[i], runs, n_runs, i == 1};
+        for (int item = 0; item < lc_attend_count(&attention); item++) lc_attend_item(&attention, item, scratch);
+    }
+    double error = 0, size = 0;
+    for (int i = 0; i < N_TOKENS * width; i++) {
+        const double a = (double)out[0][i], b = (double)out[1][i];
+        error += (a - b) * (a - b), size += a * a;
+    }
+    CHECK(error <= 2e-5 * size, "%s attention in bf16, heads of %d, pages of %d: %g", k->isa, head_dim, page_size,
+          sqrt(error / size));
+    free(rows[0]), free(rows[1]), free(pages), free(q), free(out[0]), free(out[1]), free(scratch);
 }
 
 int main(void) {
@@ -352,7 +430,14 @@ int main(void) {
         for (int32_t type = 0; type < LC_TYPE_END; type++) {
             const lc_format *format = lc_format_of(type);
             if (format != NULL) test_matmul(&kernels, format, type, grid);
-            if (format != NULL && format->is_q8 && kernels.tile_bf16 != NULL) test_bf16(&kernels, format, type, grid);
+            if (format != NULL && format->is_q8 && lc_has_bf16(&kernels)) test_bf16(&kernels, format, type, grid);
+        }
+        if (lc_has_bf16(&kernels)) {
+            test_bf16_pair(&kernels);
+            test_bf16_attention(&kernels, 128, 64, 2, LC_TYPE_F16);
+            test_bf16_attention(&kernels, 64, 128, 16, LC_TYPE_Q8_0);
+            test_bf16_attention(&kernels, 48, 36, 6, LC_TYPE_F16);
+            test_bf16_attention(&kernels, 32, 8, 80, LC_TYPE_Q4_0);
         }
         kernels.end_step();
     }

@@ -158,7 +158,7 @@ static void test_threads_and_chunks(const model *m, const char *isa) {
         CHECK(lc_pool_new(n_threads, isa, &pool) == LC_OK, "pool of %d", n_threads);
         for (int chunk = 40; chunk >= 1; chunk = chunk * 2 / 5) {
             runner r = new_runner(m, pool);
-            const int is_bf16 = pool->table.tile_bf16 != NULL && chunk > pool->table.tile_tokens;
+            const int is_bf16 = lc_has_bf16(&pool->table) && chunk > LC_BF16_SIDE;
             run_in_chunks(&r, chunk, logits);
             for (int i = 0; i < N_LOGITS; i++) CHECK(isfinite(logits[i]), "logit %d", i);
             if (!is_known[is_bf16]) memcpy(expected[is_bf16], logits, sizeof logits);

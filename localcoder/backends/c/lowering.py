@@ -162,6 +162,8 @@ class _Fuser:
         gate, up = by_out.get(op.gate.id), by_out.get(op.up.id)
         if gate is None or up is None or gate is up or self._only_reader(gate.out) != self._only_reader(up.out):
             return False
+        if gate.weight.qtype.activation != up.weight.qtype.activation:
+            return False
         if at not in self._done:
             self._done.add(at)
             self._emit_linear([gate, up], out=[op.out], epilogue=Epilogue.SILU_MUL)
