@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import localcoder
+from localcoder.backends.c import availability, instruction_sets
 
 
 def pytest_configure() -> None:
@@ -24,6 +25,16 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
     if "LOCALCODER_SHARED" in os.environ:
         os.environ["LOCALCODER_SHARED"] = os.path.abspath(os.environ["LOCALCODER_SHARED"])
+    _compute_exactly()
+
+
+def _compute_exactly() -> None:
+    """Where prompts would be read in bf16, the best instruction set that has the bits of all others: what a prompt's pieces
+    are changes no bit then. test_bf16.py tests the other."""
+    if availability() is None and "LOCALCODER_CPU" not in os.environ:
+        usable = [isa.name for isa in instruction_sets() if isa.usable]
+        if usable[0] == "amx_bf16":
+            os.environ["LOCALCODER_CPU"] = usable[1]
 
 
 @pytest.fixture(scope="session", autouse=True)
