@@ -29,8 +29,8 @@ def pytest_configure() -> None:
 
 
 def _compute_exactly() -> None:
-    """Where prompts would be read in bf16, the best instruction set that has the bits of all others: what a prompt's pieces
-    are changes no bit then. test_bf16.py tests the other."""
+    """Where prompts would be read in bf16, the best instruction set that has the bits of all others, whatever pieces a
+    prompt comes in. test_bf16.py tests what is the default there."""
     if availability() is None and "LOCALCODER_CPU" not in os.environ:
         usable = [isa.name for isa in instruction_sets() if isa.usable]
         if usable[0] == "amx_bf16":

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import secrets
 import shutil
 import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO
 
 from localcoder.errors import OutputError
+from localcoder.files.huge_pages import PieceWriter
 
 _REASONS = {
     errno.ENOSPC: "the disk is full",
@@ -50,7 +51,8 @@ class OutputFile:
             self._target = Path(os.path.realpath(self.path))
             self._check_target(inputs)
         self.temporary = self._target.with_name(f".localcoder-{secrets.token_hex(8)}.tmp")
-        self._file: IO[bytes] | None = None
+        self._file: io.FileIO | None = None
+        self._writer: PieceWriter
 
     def _check_target(self, inputs: Sequence[Path]) -> None:
         try:
@@ -80,7 +82,8 @@ class OutputFile:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
         try:
             with self._explained():
-                self._file = open(os.open(self.temporary, flags, 0o666), "wb")
+                self._file = io.FileIO(os.open(self.temporary, flags, 0o666), "wb")
+                self._writer = PieceWriter(self._file)
         except BaseException:
             self._discard()
             raise
@@ -98,14 +101,14 @@ class OutputFile:
         """Appends `data`, of any size."""
         assert self._file is not None, "outside the with block, or finished"
         with self._explained():
-            self._file.write(data)
+            self._writer.write(data)
 
     def finish(self) -> None:
         """Brings everything to the disk: `temporary` is complete and can be looked at before it is moved."""
         if self._file is None:
             return
         with self._explained():
-            self._file.flush()
+            self._writer.flush()
             if self._target.exists():
                 shutil.copymode(self._target, self.temporary)
             os.fsync(self._file.fileno())
@@ -127,7 +130,7 @@ class OutputFile:
 
     def _discard(self) -> None:
         if self._file is not None:
-            with contextlib.suppress(OSError):  # closing writes what is buffered: the same error again
+            with contextlib.suppress(OSError):
                 self._file.close()
             self._file = None
         with contextlib.suppress(OSError):

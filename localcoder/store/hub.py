@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import io
 import os
 import re
 import shutil
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from localcoder.errors import HubError, OutputError
+from localcoder.files.huge_pages import PieceWriter
 from localcoder.store.folder import CHECKPOINT, path_of
 from localcoder.store.names import ModelName
 
@@ -275,10 +277,14 @@ def _stream(repository: Repository, file: RemoteFile, part: Path, progress: Call
 def _written(part: Path, n: int) -> Iterator[Callable[[bytes], object]]:
     """Writes to `part` from byte `n` on."""
     try:
-        with part.open("r+b" if part.exists() else "wb") as file:
+        with io.FileIO(part, "r+b" if part.exists() else "wb") as file:
             file.seek(n)
             file.truncate()
-            yield file.write
+            writer = PieceWriter(file, n)
+            try:
+                yield writer.write
+            finally:
+                writer.flush()
     except OSError as error:
         raise OutputError(part, f"cannot be written: {error.strerror or error}") from None
 
