@@ -170,14 +170,14 @@ def compare(
     path: Path, tests: Sequence[Test], rounds: int, threads: int, kv_type: str, variants: Sequence[str]
 ) -> Iterator[dict[str, Any]]:
     """Yields one result a test."""
-    from localcoder.backends.reference import ReferenceBackend
+    from localcoder.backends.select import open_backend
     from localcoder.files.gguf_reader import GGUFFile
     from localcoder.measure.bench import main_type
     from localcoder.measure.limits import decode_bytes, measure_limits, prefill_kind, prefill_ops
     from localcoder.model.engine import Engine
 
     n_ctx = max(test.n + test.depth for test in tests)
-    engine = Engine(GGUFFile.open(path), ReferenceBackend(), n_ctx=n_ctx, kv_type=kv_type)
+    engine = Engine(GGUFFile.open(path), open_backend("auto", threads), n_ctx=n_ctx, kv_type=kv_type)
     with contextlib.ExitStack() as stack:
         programs = {who: stack.enter_context(started(who, path, n_ctx, threads, kv_type)) for who in (OURS, *variants)}
         for test in tests:

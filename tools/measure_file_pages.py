@@ -3,7 +3,8 @@
     python tools/measure_file_pages.py FILE.gguf [--rounds 20] [--threads 2]
 
 FILE is copied twice into a folder beside it, in writes of 100 KB, which begin anywhere in a page, and by PieceWriter.
-Both copies decode in turn, in one process, from the page cache. Prints the median time of a token of either, and the ratio.
+Both copies decode in turn, in one process, from the page cache. Prints the median time of a token of either, and their
+ratio.
 """
 
 from __future__ import annotations

@@ -66,8 +66,9 @@ size_t lc_panels_bytes(const lc_kernels *kernels) {
 }
 
 size_t lc_sums_bytes(const lc_kernels *kernels, int max_tokens) {
-    if (!lc_has_bf16(kernels)) return (size_t)max_tokens * LC_CHUNK_ROWS * sizeof(float);
-    return lc_round_up((size_t)max_tokens, 2 * LC_BF16_SIDE) * LC_BF16_ROWS * sizeof(float);
+    const size_t few = LC_FEW_TOKENS * LC_FEW_ROWS, n_tokens = lc_round_up((size_t)max_tokens, 2 * LC_BF16_SIDE);
+    const size_t many = n_tokens * (lc_has_bf16(kernels) ? LC_BF16_ROWS : LC_CHUNK_ROWS);
+    return (few > many ? few : many) * sizeof(float);
 }
 
 lc_panel lc_panel_at(const lc_kernels *kernels, uint8_t *panels, int tile) {
@@ -121,7 +122,7 @@ static void matvec_chunk(const lc_kernels *kernels, const lc_weight *weight, con
         const uint8_t *here = rows + (size_t)r * row_bytes;
         const uint8_t *next = r + tile < n_rows ? here + (size_t)tile * row_bytes : ahead;
         kernels->matvec[weight->type](here, row_bytes, at_most(n_rows - r, tile), x, q8->n_tokens, weight->n_in, next,
-                                      c + r, LC_CHUNK_ROWS);
+                                      c + r, lc_sums_step(q8->n_tokens));
     }
 }
 
@@ -132,6 +133,7 @@ static void few_tokens_chunk(const lc_kernels *kernels, const lc_weight *weight,
     enum { FEW_ELEMS = 256 }; /* stretches short enough to ask for memory evenly */
     const lc_format *format = lc_format_of(weight->type);
     const int tile = kernels->tile_rows, n_blocks = blocks_of(kernels, q8), per_block = lc_q8_block_tokens(kernels, q8);
+    const int step = lc_sums_step(q8->n_tokens);
     lc_panel panel = lc_panel_at(kernels, scratch->panels, 0);
     for (int r = 0; r < n_rows; r += tile) {
         const uint8_t *here = rows + (size_t)r * row_bytes;
@@ -143,7 +145,7 @@ static void few_tokens_chunk(const lc_kernels *kernels, const lc_weight *weight,
                         &panel);
             for (int b = 0; b < n_blocks; b++) {
                 const lc_q8_block block = lc_q8_block_at(kernels, q8, b), x = lc_q8_block_from(&block, k0);
-                kernels->tile[weight->type](&panel, &x, n, c + b * per_block * LC_CHUNK_ROWS + r, LC_CHUNK_ROWS);
+                kernels->tile[weight->type](&panel, &x, n, c + b * per_block * step + r, step);
             }
         }
     }
@@ -184,11 +186,12 @@ static void float_rows(lc_float_tile_fn dot, const uint8_t *rows, size_t row_byt
                        int n_tokens, int n_in, const uint8_t *ahead, float *c) {
     enum { X_BYTES = 1 << 18, FEWEST = 8 };
     const size_t ldx = (size_t)n_in;
+    const int ldc = lc_sums_step(n_tokens);
     int step = (int)(X_BYTES / (ldx * sizeof *x));
     if (step < FEWEST) step = FEWEST;
     for (int t = 0; t < n_tokens; t += step)
         dot(rows, row_bytes, n_rows, x + (size_t)t * ldx, ldx, at_most(n_tokens - t, step), n_in, ahead,
-            c + (size_t)t * LC_CHUNK_ROWS, LC_CHUNK_ROWS);
+            c + (size_t)t * (size_t)ldc, (size_t)ldc);
 }
 
 static void floats_chunk(const lc_kernels *kernels, const lc_weight *weight, const uint8_t *rows, size_t row_bytes,
@@ -225,7 +228,7 @@ void lc_matmul_chunk(const lc_kernels *kernels, const lc_weight *weight, int row
         matvec_chunk(kernels, weight, rows, row_bytes, n_rows, q8, ahead, c);
         return;
     }
-    memset(c, 0, (size_t)n_tokens * LC_CHUNK_ROWS * sizeof *c);
+    memset(c, 0, (size_t)(n_tokens * lc_sums_step(n_tokens)) * sizeof *c);
     if (n_tokens <= LC_MAX_TILE_TOKENS)
         few_tokens_chunk(kernels, weight, rows, row_bytes, n_rows, q8, ahead, scratch, c);
     else

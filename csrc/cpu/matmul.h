@@ -27,6 +27,8 @@ lc_q8_block lc_q8_block_from(const lc_q8_block *block, int k0);
 
 enum {
     LC_CHUNK_ROWS = 64, /* most rows in a chunk; a multiple of every tile_rows */
+    LC_FEW_TOKENS = 8,  /* So many may have longer chunks, because memory is read faster the further it is read on: */
+    LC_FEW_ROWS = 128,  /* so many rows at most */
     LC_BF16_ROWS = 256, /* the same where activations are bf16: each of them meets so many rows before it makes room */
     LC_FLOAT_ROWS = 4   /* rows of block formats that are made float32 at a time */
 };
@@ -46,8 +48,10 @@ void lc_unpack_tile(const lc_kernels *kernels, const lc_weight *weight, const ui
 
 size_t lc_panels_bytes(const lc_kernels *kernels);
 size_t lc_sums_bytes(const lc_kernels *kernels, int max_tokens);
+/* From the sums of one token to those of the next. */
+static inline int lc_sums_step(int n_tokens) { return n_tokens <= LC_FEW_TOKENS ? LC_FEW_ROWS : LC_CHUNK_ROWS; }
 
-/* Where rows of `weight` from row0 on meet all tokens: c[t * LC_CHUNK_ROWS + r], r < n_rows. Quantized formats read
+/* Where rows of `weight` from row0 on meet all tokens: c[t * lc_sums_step(n_tokens) + r], r < n_rows. Quantized formats read
  * `q8`, float types read x [n_tokens][n_in]. `ahead`: where the thread will read next. */
 void lc_matmul_chunk(const lc_kernels *kernels, const lc_weight *weight, int row0, int n_rows, const lc_activations *q8,
                      const float *x, int n_tokens, const uint8_t *ahead, const lc_matmul_scratch *scratch, float *c);

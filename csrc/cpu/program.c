@@ -83,6 +83,9 @@ static void run_row(const lc_program *p, const lc_op *op, int t) {
 
 /* --- phases --------------------------------------------------------------------------------------------------- */
 
+static int at_most(int n, int limit) { return n < limit ? n : limit; }
+static int parts_of(int n, int part) { return (n + part - 1) / part; }
+
 /* Rows in one piece of work: few enough that every thread gets several, whole tiles where there are many. */
 static int rows_per_item(const lc_program *p, int n_rows) {
     const int share = n_rows / (4 * p->pool->n_threads);
@@ -90,26 +93,26 @@ static int rows_per_item(const lc_program *p, int n_rows) {
     return share < 1 ? 1 : share < most ? share : most;
 }
 
-/* Rows of a weight in one piece: about CHUNK_BYTES when few tokens meet them, else as many as a chunk holds. */
-static int chunk_rows(const lc_program *p, const lc_op *op, int weight) {
-    enum { CHUNK_BYTES = 1 << 16, FEW_TOKENS = 8 };
+/* How the rows of a weight are cut: `n_long` pieces of `longer` rows, then ones of `rows`. Where few tokens meet them, the
+ * first of them read on for long, which memory rewards, and the last are short, so that threads end at the same time. */
+typedef struct cut {
+    int longer, n_long, rows, n;
+} cut;
+
+static int whole_tiles(int rows, int tile) { return rows < tile ? tile : rows / tile * tile; }
+
+static cut cut_of(const lc_program *p, const lc_op *op, int weight) {
+    enum { LONG_BYTES = 1 << 18, BYTES = 1 << 16 };
     const lc_weight *w = &op->weights[weight];
-    const bool is_bf16 = uses_bf16(p, op, weight);
-    const int tile = is_bf16 ? 2 * LC_BF16_SIDE : p->pool->kernels->tile_rows, n_tokens = rows_of(p, op);
-    int rows = is_bf16 ? LC_BF16_ROWS : LC_CHUNK_ROWS;
-    if (n_tokens <= FEW_TOKENS) {
-        const int fit = (int)(CHUNK_BYTES / lc_row_bytes(lc_format_of(w->type), w->n_in));
-        if (fit < rows) rows = fit;
-    }
-    const int share = w->n_out / (4 * p->pool->n_threads);
-    if (share < rows) rows = share;
-    return rows < tile ? tile : rows / tile * tile;
-}
-
-static int parts_of(int n, int part) { return (n + part - 1) / part; }
-
-static int chunks_of(const lc_program *p, const lc_op *op, int weight) {
-    return parts_of(op->weights[weight].n_out, chunk_rows(p, op, weight));
+    const bool is_bf16 = uses_bf16(p, op, weight), is_few = rows_of(p, op) <= LC_FEW_TOKENS;
+    const int tile = is_bf16 ? 2 * LC_BF16_SIDE : p->pool->kernels->tile_rows, n = w->n_out;
+    const int share = n / (4 * p->pool->n_threads), row_bytes = (int)lc_row_bytes(lc_format_of(w->type), w->n_in);
+    const int most = is_bf16 ? LC_BF16_ROWS : LC_CHUNK_ROWS;
+    cut c = {.rows = whole_tiles(at_most(share, is_few ? at_most(BYTES / row_bytes, most) : most), tile)};
+    c.longer = is_few ? whole_tiles(at_most(share, at_most(LONG_BYTES / row_bytes, LC_FEW_ROWS)), tile) : c.rows;
+    c.n_long = n * 3 / 4 / c.longer;
+    c.n = c.n_long + parts_of(n - c.n_long * c.longer, c.rows);
+    return c;
 }
 
 static void epilogue(const lc_program *p, const lc_op *op, int weight, int row0, int n_rows, bool is_bf16,
@@ -131,12 +134,13 @@ static void epilogue(const lc_program *p, const lc_op *op, int weight, int row0,
         return;
     }
     for (int t = 0; t < n_tokens; t++) {
-        const float *c = scratch->c[0] + (size_t)t * LC_CHUNK_ROWS;
+        const size_t at = (size_t)(t * lc_sums_step(n_tokens));
+        const float *c = scratch->c[0] + at;
         float *to = out + (size_t)t * ld;
         if (op->epilogue == LC_ADD_RESIDUAL)
             kernels->add(residual + (size_t)t * ld, c, n_rows, to);
         else if (is_pair)
-            kernels->silu_mul(c, scratch->c[1] + (size_t)t * LC_CHUNK_ROWS, n_rows, to);
+            kernels->silu_mul(c, scratch->c[1] + at, n_rows, to);
         else
             memcpy(to, c, (size_t)n_rows * sizeof *to);
     }
@@ -149,12 +153,14 @@ typedef struct piece {
 
 static piece piece_of(const lc_program *p, const lc_op *op, int item) {
     int weight = 0;
-    for (int n = chunks_of(p, op, 0); item >= n; n = chunks_of(p, op, weight)) {
-        item -= n;
+    cut c = cut_of(p, op, 0);
+    for (; item >= c.n; c = cut_of(p, op, weight)) {
+        item -= c.n;
         weight++;
     }
-    const int rows = chunk_rows(p, op, weight), row0 = item * rows, left = op->weights[weight].n_out - row0;
-    return (piece){weight, row0, left < rows ? left : rows};
+    if (item < c.n_long) return (piece){weight, item * c.longer, c.longer};
+    const int row0 = c.n_long * c.longer + (item - c.n_long) * c.rows;
+    return (piece){weight, row0, at_most(op->weights[weight].n_out - row0, c.rows)};
 }
 
 static const uint8_t *piece_data(const lc_op *op, piece at) {
@@ -202,7 +208,7 @@ static int count_items(const lc_program *p, const lc_phase *ph) {
     }
     const int n_weights = op->epilogue == LC_APPLY_SILU_MUL ? 1 : op->n_weights;
     int n = 0;
-    for (int i = 0; i < n_weights; i++) n += chunks_of(p, op, i);
+    for (int i = 0; i < n_weights; i++) n += cut_of(p, op, i).n;
     return n;
 }
 

@@ -272,7 +272,7 @@ static void test_matmul(const lc_kernels *k, const lc_format *format, int32_t ty
         for (int i = 0; i < 2; i++) {
             lc_activations q8 = {NULL, n_tokens, n_in, false};
             if (format->is_q8) q8 = rounded(both[i], x, n_tokens, n_in, false);
-            const size_t c_size = (size_t)max_tokens * LC_CHUNK_ROWS;
+            const size_t c_size = (size_t)(n_tokens * lc_sums_step(n_tokens));
             lc_matmul_scratch scratch = {lc_alloc(lc_panels_bytes(both[i])),
                                          {NULL, NULL}, take(LC_FLOAT_ROWS * (size_t)n_in * 4)};
             memset(scratch.panels, 0xFF, lc_panels_bytes(both[i]));
@@ -286,10 +286,11 @@ static void test_matmul(const lc_kernels *k, const lc_format *format, int32_t ty
             free(q8.memory), lc_free(scratch.panels), free(scratch.rows);
         }
         for (int t = 0; t < n_tokens; t++) {
-            const float *a = c[0] + t * LC_CHUNK_ROWS, *b = c[1] + t * LC_CHUNK_ROWS;
+            const int at = t * lc_sums_step(n_tokens);
+            const float *a = c[0] + at, *b = c[1] + at;
             const bool agree = format->is_q8 ? same(a, b, (size_t)n_out) : all_close(a, b, (size_t)n_out, 1e-5f);
             CHECK(agree, "%s %s, token %d of %d", k->isa, format->name, t, n_tokens);
-            CHECK(same(a + 13, at_once + t * LC_CHUNK_ROWS, (size_t)(n_out - 13)), "%s %s: rows", k->isa, format->name);
+            CHECK(same(a + 13, at_once + at, (size_t)(n_out - 13)), "%s %s: rows", k->isa, format->name);
         }
         free(c[0]), free(c[1]), free(at_once);
     }
