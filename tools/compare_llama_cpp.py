@@ -9,7 +9,8 @@ the limit measured in the same run ours reaches.
 
 Results go to `tools/results/speed-CPU-INSTRUCTIONS-N-threads.json`; a run replaces what it measured again and keeps
 the rest, so that a long comparison can be made in parts. The table (.md), the plot (.png) and the README's table are
-drawn anew from it. Needs llama-cpp-python, compiled for this machine, for the plot matplotlib, and a machine that
+drawn anew from it. `--variants openvino --out FILE.json` compares with OpenVINO GenAI instead (prefill alone, of files
+that it reads). Needs llama-cpp-python, compiled for this machine, for the plot matplotlib, and a machine that
 does nothing else.
 """
 
@@ -34,6 +35,7 @@ from speed_table import RESULTS, write_readme
 
 TESTS = "pp128,pp512,pp2048,tg32,tg32@2048,tg32@8192"
 OURS, THEIRS = "localcoder", {"default": True, "no repacking": False}
+OPENVINO = "openvino"
 N_BATCH = 512
 
 
@@ -129,6 +131,25 @@ def serve_theirs(path: Path, n_ctx: int, threads: int, kv_type: str, variant: st
         llama_cpp.llama_memory_seq_rm(memory, 0, test.depth, -1)
         past[0] = test.depth
         return seconds
+
+    serve(seconds_of)
+
+
+def serve_openvino(path: Path, threads: int) -> None:
+    """The time to the first token of a prompt that it has not seen."""
+    import openvino
+    import openvino_genai
+
+    pipeline = openvino_genai.LLMPipeline(str(path), "CPU", INFERENCE_NUM_THREADS=threads)
+    config = openvino_genai.GenerationConfig(max_new_tokens=1, ignore_eos=True)
+    random = np.random.default_rng(0)
+
+    def seconds_of(test: Test) -> float:
+        if not test.is_prefill or test.depth:
+            raise SystemExit("OpenVINO is asked for prefill alone")
+        tokens = random.integers(0, 32000, (1, test.n))
+        inputs = openvino_genai.TokenizedInputs(openvino.Tensor(tokens), openvino.Tensor(np.ones_like(tokens)))
+        return float(pipeline.generate(inputs, config).perf_metrics.get_ttft().mean) / 1e3
 
     serve(seconds_of)
 
@@ -300,6 +321,8 @@ def main(
         assert n_ctx
         if who == OURS:
             serve_ours(files[0], n_ctx, n_threads, kv_type)
+        elif who == OPENVINO:
+            serve_openvino(files[0], n_threads)
         else:
             serve_theirs(files[0], n_ctx, n_threads, kv_type, who)
         return

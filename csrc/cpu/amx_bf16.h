@@ -14,7 +14,7 @@ enum { SIDE = LC_BF16_SIDE, TILE_BYTES = 64 /* of a row of any tile */, TILE_VAL
 
 /* --- weights ------------------------------------------------------------------------------------------------------ */
 
-/* Byte i of every dword, which is moved into the bits of 256 and more behind the point, times scale, plus offset. */
+/* Byte i of every dword, put where in a float of 256 the ones stand: 256 more than the code. That times scale, plus offset. */
 INLINE __m512 value_of(vec codes, int i, __m512 scale, __m512 offset) {
     const int from = 8 * i, to = 15;
     const vec moved = to > from ? v_sll32(codes, to - from) : v_srl32(codes, from - to);
@@ -33,11 +33,14 @@ INLINE void put_bf16_dwords(uint16_t *out, vec codes, __m512 scale, __m512 offse
     v_store(out, bf16_pairs(a, b));
     v_store(out + 2 * SIDE, bf16_pairs(c, d));
 }
+/* 256 times the scale, and the bias or the minimum. Only with a minimum that is rounded: ties of the weights may then go either
+ * way. */
+INLINE __m512 offset_of(__m512 scale, const float *min, int has_min) {
+    return has_min ? f_fma(scale, f_set(-256), negative(f_load(min))) : f_mul(scale, f_set(-256 - LC_CODE_BIAS));
+}
 INLINE void put_bf16(sink *to, int first, quad q) {
     const int s = first / to->shared * to->stride;
-    const __m512 scale = f_load(to->scales + s);
-    const __m512 offset = to->has_min ? f_fma(scale, f_set(-256), negative(f_load(to->mins + s)))
-                                      : f_mul(scale, f_set(-256 - LC_CODE_BIAS));
+    const __m512 scale = f_load(to->scales + s), offset = offset_of(scale, to->mins + s, to->has_min);
     uint16_t *out = to->bf16 + first / 32 * PAIR_VALUES + first % 32 * SIDE;
     put_bf16_dwords(out, q.k0, scale, offset);
     put_bf16_dwords(out + 4 * SIDE, q.k1, scale, offset);
@@ -64,9 +67,7 @@ EACH_FORMAT(DEFINE_ROWS)
 static void panel_bf16(const lc_panel *panel, int n, int sub, bool has_min, uint16_t *out) {
     for (int k = 0; k < n; k += 4) {
         const int s = k / sub * SIDE;
-        const __m512 scale = f_load(panel->scales + s);
-        const __m512 offset = has_min ? f_fma(scale, f_set(-256), negative(f_load(panel->mins + s)))
-                                      : f_mul(scale, f_set(-256 - LC_CODE_BIAS));
+        const __m512 scale = f_load(panel->scales + s), offset = offset_of(scale, panel->mins + s, has_min);
         put_bf16_dwords(out + k / 32 * PAIR_VALUES + k % 32 * SIDE, v_load(panel->codes + k * SIDE), scale, offset);
     }
 }
