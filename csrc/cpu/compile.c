@@ -130,6 +130,7 @@ typedef struct demands {
 } demands;
 
 static void add_demands(lc_program *p, const lc_op *op, demands *most) {
+    if (op->kind == LC_OP_QUANTIZE) p->is_rounded = true;
     if (op->kind == LC_OP_QUANTIZE && op->width > most->q8_width) most->q8_width = op->width;
     if (op->kind == LC_OP_ATTEND && op->n_head > most->n_head) most->n_head = op->n_head;
     if (op->kind == LC_OP_EMBED && op->weights[0].n_out < p->n_vocab_in) p->n_vocab_in = op->weights[0].n_out;

@@ -192,8 +192,9 @@ static void run_linear_item(const lc_program *p, const lc_op *op, int item, int 
 }
 
 static lc_attention attention_of(const lc_program *p, const lc_op *op) {
-    return (lc_attention){p->pool->kernels, &p->kv,           &p->step, op->layer, op->n_head,
-                          slot(p, op->x),   slot(p, op->out[0]), p->runs,  p->n_runs, activations_of(p, op).is_bf16};
+    const bool is_bf16 = p->is_rounded && activations_of(p, op).is_bf16;
+    return (lc_attention){p->pool->kernels, &p->kv,  &p->step,  op->layer, op->n_head, slot(p, op->x),
+                          slot(p, op->out[0]), p->runs, p->n_runs, is_bf16};
 }
 
 static int count_items(const lc_program *p, const lc_phase *ph) {

@@ -36,6 +36,7 @@ struct lc_program {
     int n_slots;
     lc_activations q8;
     uint8_t *second; /* memory of the second store, or NULL */
+    bool is_rounded; /* there are products of rounded activations; else attention keeps all of float32, too */
     lc_run *runs; /* [max_tokens] */
     int n_runs, run_tokens, most_at_once; /* tokens of one sequence in this step */
     uint8_t *scratch; /* scratch_bytes for each thread */

@@ -75,6 +75,13 @@ def test_few_tokens_have_the_bits_of_other_sets(tmp_path):
     np.testing.assert_array_equal(*results)
 
 
+@pytest.mark.parametrize("type_name", ["f32", "f16", "bf16"])
+def test_files_of_floats_are_not_rounded(type_name, tmp_path):
+    file = GGUFFile.open(write_tiny_model(tmp_path / "m.gguf", type_name=type_name))
+    expected = logits(Engine(file, CBackend(2, isa="avx512vnni")))
+    np.testing.assert_array_equal(logits(Engine(file, CBackend(2, isa=ISA))), expected)
+
+
 def test_not_finite_weights_are_not_hidden(tmp_path):
     path = write_tiny_model(tmp_path / "m.gguf", type_name="q8_0", n_embd=256, n_ff=256, head_dim=64)
     data = bytearray(path.read_bytes())
