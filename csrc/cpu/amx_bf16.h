@@ -10,7 +10,7 @@
 #define HAS_BF16
 #include "block_formats.h"
 
-enum { SIDE = LC_BF16_SIDE, TILE_BYTES = 64 /* of a row of any tile */, TILE_VALUES = SIDE * 32, PAIR_VALUES = 2 * TILE_VALUES };
+enum { SIDE = LC_BF16_SIDE, TILE_BYTES = 64 /* of a row of any tile */, TILE_VALUES = SIDE * 32, PAIR_VALUES = LC_BF16_PAIR_VALUES };
 
 /* --- weights ------------------------------------------------------------------------------------------------------ */
 
@@ -172,7 +172,7 @@ static void values_bf16(const float *x, int ldx, uint16_t *panels) {
 
 /* Scores of key r of pair i with 16 queries, tile j of theirs. */
 INLINE const float *scores_at(const float *scores, int i, int j, int r) {
-    return scores + i * 4 * LC_BF16_SUMS + j * 2 * LC_BF16_SUMS + r * SIDE;
+    return scores + i * LC_BF16_PAIR_SUMS + j * 2 * LC_BF16_SUMS + r * SIDE;
 }
 
 static void softmax_bf16(const float *scores, int n_keys, int key0, float scale, lc_bf16_softmax *state, uint16_t *weights) {
@@ -221,18 +221,7 @@ static void shrink_bf16(const lc_bf16_softmax *state, float *c) {
         for (int t = 0; t < 2 * SIDE; t++, c += SIDE) f_store(c, f_mul(f_load(c), f_set(state->keep[t])));
 }
 
-static int64_t peak_bf16(int64_t rounds) {
-    enum { DEPTH = 32 };
-    shape_tiles(TILE_TOKENS, 2 * DEPTH);
-    for (int64_t i = 0; i < rounds; i++) {
-        LC_TILE_DOT_BF16(0, 4, 6);
-        LC_TILE_DOT_BF16(1, 5, 6);
-        LC_TILE_DOT_BF16(2, 4, 7);
-        LC_TILE_DOT_BF16(3, 5, 7);
-    }
-    end_step();
-    return rounds * 4 * 2 * TILE_TOKENS * TILE_ROWS * DEPTH;
-}
+DEFINE_TILE_PEAK(peak_bf16, LC_TILE_DOT_BF16, 32)
 
 static void use_bf16(lc_kernels *table) {
 #define USE_ROWS(name, id, elems, sub, min, bits) table->rows_bf16[LC_TYPE_##id] = rows_##name;

@@ -175,6 +175,24 @@ static void mix_page(const lc_attention *a, queries *w, const uint8_t *values, i
     }
 }
 
+void lc_attend_pages(const lc_attention *a, const lc_attend_piece *piece, lc_attend_page_fn attend, void *work) {
+    const lc_kv *kv = a->kv;
+    const int first = piece->run.first, last = a->step->positions[first + piece->run.n - 1], page_size = kv->page_size;
+    size_t here = lc_kv_offset(kv, a->step, a->layer, first, 0, piece->head_kv), next = here;
+    for (int key0 = 0; key0 <= last; key0 += page_size, here = next) {
+        const int left = last + 1 - key0, n = left < page_size ? left : page_size;
+        if (left > page_size) next = lc_kv_offset(kv, a->step, a->layer, first, key0 + page_size, piece->head_kv);
+        attend(a, work, kv->k + here, kv->v + here, key0, n, kv->k + next);
+    }
+}
+
+static void attend_page(const lc_attention *a, void *work, const uint8_t *keys, const uint8_t *values, int key0, int n,
+                        const uint8_t *ahead) {
+    score_page(a, work, keys, n, values);
+    weigh_page(a, work, key0, n);
+    mix_page(a, work, values, n, ahead);
+}
+
 void lc_attend_item(const lc_attention *a, int item, float *scratch) {
     if (a->is_bf16) {
         lc_attend_bf16_item(a, item, scratch);
@@ -183,15 +201,7 @@ void lc_attend_item(const lc_attention *a, int item, float *scratch) {
     const lc_kv *kv = a->kv;
     queries w;
     start_queries(a, item, scratch, &w);
-    const int last = a->step->positions[w.of.run.first + w.of.run.n - 1], page_size = kv->page_size;
-    size_t here = lc_kv_offset(kv, a->step, a->layer, w.of.run.first, 0, w.of.head_kv), next = here;
-    for (int key0 = 0; key0 <= last; key0 += page_size, here = next) {
-        const int left = last + 1 - key0, n_k = left < page_size ? left : page_size;
-        if (left > page_size) next = lc_kv_offset(kv, a->step, a->layer, w.of.run.first, key0 + page_size, w.of.head_kv);
-        score_page(a, &w, kv->k + here, n_k, kv->v + here);
-        weigh_page(a, &w, key0, n_k);
-        mix_page(a, &w, kv->v + here, n_k, kv->k + next);
-    }
+    lc_attend_pages(a, &w.of, attend_page, &w);
     for (int i = 0; i < w.of.n; i++) {
         float *out = a->out + lc_attend_query(a, &w.of, i);
         for (int e = 0; e < kv->head_dim; e++) out[e] = w.out[i * w.d + e] / w.sum[i];

@@ -50,6 +50,12 @@ void lc_attend_item(const lc_attention *attention, int item, float *scratch);
 size_t lc_attend_bf16_scratch(const lc_kv *kv);
 void lc_attend_bf16_item(const lc_attention *attention, int item, float *scratch);
 
+/* Takes n keys of a page, which begins with key number key0; what lies at `ahead` will be wanted next. */
+typedef void (*lc_attend_page_fn)(const lc_attention *attention, void *work, const uint8_t *keys, const uint8_t *values, int key0,
+                                  int n, const uint8_t *ahead);
+/* All keys that a piece sees, page by page. */
+void lc_attend_pages(const lc_attention *attention, const lc_attend_piece *piece, lc_attend_page_fn attend, void *work);
+
 /* Rows of the cache from number `first` of a page on, as float32 [n][d]; meanwhile asks for as many of `ahead`. */
 void lc_load_kv_rows(const lc_attention *attention, const uint8_t *page, int first, int n, int d, const uint8_t *ahead,
                      float *out);

@@ -7,9 +7,9 @@
 
 enum {
     SIDE = LC_BF16_SIDE,
-    PAIR = 2 * SIDE, /* rows, or queries, of two tiles */
-    PAIR_VALUES = 2 * SIDE * 32,
-    PAIR_SUMS = 4 * LC_BF16_SUMS,
+    PAIR = LC_BF16_PAIR,
+    PAIR_VALUES = LC_BF16_PAIR_VALUES,
+    PAIR_SUMS = LC_BF16_PAIR_SUMS,
     KEYS = 64, /* at a time */
     MAX_PAIRS = KEYS / PAIR
 };
@@ -92,18 +92,17 @@ static void attend(const lc_attention *a, queries *w, const uint8_t *keys, const
     }
 }
 
+static void attend_page(const lc_attention *a, void *work, const uint8_t *keys, const uint8_t *values, int key0, int n,
+                        const uint8_t *ahead) {
+    for (int first = 0; first < n; first += KEYS)
+        attend(a, work, keys, values, first, n - first < KEYS ? n - first : KEYS, key0 + first, ahead);
+}
+
 void lc_attend_bf16_item(const lc_attention *a, int item, float *scratch) {
     const lc_kv *kv = a->kv;
     queries w;
     start(a, item, scratch, &w);
-    const int last = a->step->positions[w.of.run.first + w.of.run.n - 1], page_size = kv->page_size;
-    size_t here = lc_kv_offset(kv, a->step, a->layer, w.of.run.first, 0, w.of.head_kv), next = here;
-    for (int key0 = 0; key0 <= last; key0 += page_size, here = next) {
-        const int left = last + 1 - key0, n_k = left < page_size ? left : page_size;
-        if (left > page_size) next = lc_kv_offset(kv, a->step, a->layer, w.of.run.first, key0 + page_size, w.of.head_kv);
-        for (int first = 0; first < n_k; first += KEYS)
-            attend(a, &w, kv->k + here, kv->v + here, first, n_k - first < KEYS ? n_k - first : KEYS, key0 + first, kv->k + next);
-    }
+    lc_attend_pages(a, &w.of, attend_page, &w);
     for (int i = 0; i < w.of.n; i++) {
         float *out = a->out + lc_attend_query(a, &w.of, i);
         for (int e0 = 0; e0 < kv->head_dim; e0 += SIDE) {

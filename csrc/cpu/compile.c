@@ -87,14 +87,6 @@ static bool is_all_q8(const lc_op *op) {
     return true;
 }
 
-static bool reads(const lc_op *op, int32_t index) {
-    const bool reads_x = op->kind != LC_OP_EMBED && op->kind != LC_OP_INPUT && op->kind != LC_OP_QUANTIZE &&
-                         !(op->kind == LC_OP_LINEAR && is_all_q8(op));
-    const bool reads_y = op->kind == LC_OP_WRITE_KV || op->kind == LC_OP_SILU_MUL || op->kind == LC_OP_ADD ||
-                         (op->kind == LC_OP_LINEAR && op->epilogue == LC_ADD_RESIDUAL);
-    return (reads_x && op->x == index) || (reads_y && op->y == index);
-}
-
 /* Whether the pair at i is only read once it has been rounded by the next op, and then by the LINEAR after that. */
 static bool may_write_rounded(const lc_program *p, int i) {
     const lc_op *op = &p->ops[i];
@@ -104,11 +96,12 @@ static bool may_write_rounded(const lc_program *p, int i) {
     if (quantize->kind != LC_OP_QUANTIZE || quantize->x != out || quantize->width != op->weights[0].n_out) return false;
     if (reader->kind != LC_OP_LINEAR || reader->x != out || !is_all_q8(reader) || !reader->barrier) return false;
     if (quantize->outputs != op->outputs || reader->outputs != op->outputs || out == LC_LOGITS_SLOT) return false;
+    if (reader->y == out) return false;
     for (int j = i + 2; j < p->n_ops; j++) {
-        if (reads(&p->ops[j], out)) return false;
-        if (p->ops[j].kind == LC_OP_LINEAR && j > i + 2 && p->ops[j].x == out) return false; /* shares the rounding */
+        const lc_op *later = &p->ops[j];
+        if (j > i + 2 && (later->x == out || later->y == out)) return false;
         for (int k = 0; k < 3; k++)
-            if (p->ops[j].out[k] == out) return true;
+            if (later->out[k] == out) return true; /* something else from there on */
     }
     return true;
 }

@@ -34,6 +34,9 @@ enum {
     LC_BF16_SIDE = 16,       /* rows, and tokens, of a tile of bf16 */
     LC_BF16_PANEL = LC_BF16_SIDE * LC_BF16_ELEMS,
     LC_BF16_SUMS = LC_BF16_SIDE * LC_BF16_SIDE,
+    LC_BF16_PAIR = 2 * LC_BF16_SIDE,           /* Tiles come in pairs: so many tokens or rows, */
+    LC_BF16_PAIR_VALUES = LC_BF16_PAIR * 32,   /* so much of them for 32 values each, */
+    LC_BF16_PAIR_SUMS = 4 * LC_BF16_SUMS,      /* and the sums of two pairs */
     LC_MAX_FEW_TOKENS = 4
 };
 
@@ -97,16 +100,16 @@ typedef void (*lc_unpack_tile_fn)(const uint8_t *rows, size_t row_bytes, int n_r
  * [n / 32][2][16][rows][2]. In the place of rows from n_rows on comes anything. */
 typedef void (*lc_rows_bf16_fn)(const uint8_t *rows, size_t row_bytes, int n_rows, int n, uint16_t *panel);
 
-/* Sums over n values, a multiple of 32, of 2 LC_BF16_SIDE tokens, x [n / 32][2][tokens][32], with a pair of panels of weights
+/* Sums over n values, a multiple of 32, of LC_BF16_PAIR tokens, x [n / 32][2][tokens][32], with a pair of panels of weights
  * w, in float32, in the processor's order: c [2 panels][2][tokens][rows]; `goes_on`: what is there is added to. */
 typedef void (*lc_tile_bf16_fn)(const uint16_t *w, const uint16_t *x, int n, bool goes_on, float *c);
 
-/* The running softmax of 2 LC_BF16_SIDE queries. */
+/* The running softmax of LC_BF16_PAIR queries. */
 typedef struct lc_bf16_softmax {
-    float max[2 * LC_BF16_SIDE], sum[2 * LC_BF16_SIDE];
-    float keep[2 * LC_BF16_SIDE];   /* what the last keys shrink earlier sums by, */
+    float max[LC_BF16_PAIR], sum[LC_BF16_PAIR];
+    float keep[LC_BF16_PAIR];   /* what the last keys shrink earlier sums by, */
     bool shrinks;                   /* where that is not 1 for all */
-    int32_t last[2 * LC_BF16_SIDE]; /* position of the last key that a query sees; -1: there is no query */
+    int32_t last[LC_BF16_PAIR]; /* position of the last key that a query sees; -1: there is no query */
 } lc_bf16_softmax;
 
 /* c[t * ldc + r] = row r . x[t], whole rows of n values; n_rows <= tile_rows, n_tokens <= few_tokens blocks x of one
@@ -152,7 +155,7 @@ typedef struct lc_kernels {
     /* silu_mul of both, n_rows a multiple of 32, as round_bf16 would put it. */
     void (*end_pair_bf16)(const float *c, const float *c2, int n_rows, uint16_t *to);
     /* Attention on them. columns_bf16: LC_BF16_SIDE rows of d values, one after another, to a panel of a pair. softmax_bf16:
-     * sums of n_keys keys from number key0 on with queries, of 2 LC_BF16_SIDE keys each, become weights, times `scale`: a pair
+     * sums of n_keys keys from number key0 on with queries, of LC_BF16_PAIR keys each, become weights, times `scale`: a pair
      * of blocks, with 0 for keys that are missing.
      * values_bf16: 32 values of as many rows to a pair of panels that the rows run along. shrink_bf16: `keep` times sums. */
     void (*columns_bf16)(const float *x, int d, uint16_t *panel);

@@ -114,22 +114,25 @@ DEFINE_TILE(tile_16, 16, false)
 DEFINE_TILE(tile_32_min, 32, true)
 DEFINE_TILE(tile_16_min, 16, true)
 
+/* Products of full tiles, of `depth` values, whose sums do not wait for one another. */
+#define DEFINE_TILE_PEAK(name, dot, depth)                           \
+    static int64_t name(int64_t rounds) {                            \
+        shape_tiles(TILE_TOKENS, 64);                                \
+        for (int64_t i = 0; i < rounds; i++) {                       \
+            dot(0, 4, 6);                                            \
+            dot(1, 5, 6);                                            \
+            dot(2, 4, 7);                                            \
+            dot(3, 5, 7);                                            \
+        }                                                            \
+        end_step();                                                  \
+        return rounds * 4 * 2 * TILE_TOKENS * TILE_ROWS * (depth);   \
+    }
+
 #if defined(__AVX512BF16__)
 #include "amx_bf16.h"
 #endif
 
-static int64_t peak_int8(int64_t rounds) {
-    enum { DEPTH = 64 };
-    shape_tiles(TILE_TOKENS, DEPTH);
-    for (int64_t i = 0; i < rounds; i++) {
-        LC_TILE_DOT(0, 4, 6);
-        LC_TILE_DOT(1, 5, 6);
-        LC_TILE_DOT(2, 4, 7);
-        LC_TILE_DOT(3, 5, 7);
-    }
-    end_step();
-    return rounds * 4 * 2 * TILE_TOKENS * TILE_ROWS * DEPTH;
-}
+DEFINE_TILE_PEAK(peak_int8, LC_TILE_DOT, 64)
 
 void LC_KERNELS(lc_kernels *table) {
     table->isa = LC_ISA_NAME;

@@ -9,7 +9,7 @@ enum { PANEL_SCALES = LC_PANEL_ELEMS / 16 };
 size_t lc_activation_bytes(const lc_kernels *kernels, int n_tokens, int n) {
     const size_t per_token = (size_t)n + (size_t)n / LC_GROUP * 7 * sizeof(float);
     if (!lc_has_bf16(kernels)) return lc_round_up((size_t)n_tokens, (size_t)kernels->tile_tokens) * per_token;
-    return lc_round_up((size_t)n_tokens, 2 * LC_BF16_SIDE) * (per_token < 2 * (size_t)n ? 2 * (size_t)n : per_token);
+    return lc_round_up((size_t)n_tokens, LC_BF16_PAIR) * (per_token < 2 * (size_t)n ? 2 * (size_t)n : per_token);
 }
 
 int lc_q8_block_tokens(const lc_kernels *kernels, const lc_activations *store) {
@@ -66,7 +66,7 @@ size_t lc_panels_bytes(const lc_kernels *kernels) {
 }
 
 size_t lc_sums_bytes(const lc_kernels *kernels, int max_tokens) {
-    const size_t few = LC_FEW_TOKENS * LC_FEW_ROWS, n_tokens = lc_round_up((size_t)max_tokens, 2 * LC_BF16_SIDE);
+    const size_t few = LC_FEW_TOKENS * LC_FEW_ROWS, n_tokens = lc_round_up((size_t)max_tokens, LC_BF16_PAIR);
     const size_t many = n_tokens * (lc_has_bf16(kernels) ? LC_BF16_ROWS : LC_CHUNK_ROWS);
     return (few > many ? few : many) * sizeof(float);
 }
@@ -105,8 +105,6 @@ void lc_unpack_tile(const lc_kernels *kernels, const lc_weight *weight, const ui
         unpack_plain(kernels, lc_format_of(weight->type), weight->grid, rows, row_bytes, n_rows, n, panel);
 }
 
-static int at_most(int n, int limit) { return n < limit ? n : limit; }
-
 static int blocks_of(const lc_kernels *kernels, const lc_activations *q8) {
     const int most = lc_q8_block_tokens(kernels, q8);
     return (q8->n_tokens + most - 1) / most;
@@ -121,7 +119,7 @@ static void matvec_chunk(const lc_kernels *kernels, const lc_weight *weight, con
     for (int r = 0; r < n_rows; r += tile) {
         const uint8_t *here = rows + (size_t)r * row_bytes;
         const uint8_t *next = r + tile < n_rows ? here + (size_t)tile * row_bytes : ahead;
-        kernels->matvec[weight->type](here, row_bytes, at_most(n_rows - r, tile), x, q8->n_tokens, weight->n_in, next,
+        kernels->matvec[weight->type](here, row_bytes, lc_at_most(n_rows - r, tile), x, q8->n_tokens, weight->n_in, next,
                                       c + r, lc_sums_step(q8->n_tokens));
     }
 }
@@ -139,9 +137,9 @@ static void few_tokens_chunk(const lc_kernels *kernels, const lc_weight *weight,
         const uint8_t *here = rows + (size_t)r * row_bytes;
         const uint8_t *next = r + tile < n_rows ? here + (size_t)tile * row_bytes : ahead;
         for (int k0 = 0; k0 < weight->n_in; k0 += FEW_ELEMS) {
-            const int n = at_most(weight->n_in - k0, FEW_ELEMS);
+            const int n = lc_at_most(weight->n_in - k0, FEW_ELEMS);
             const size_t at = lc_row_bytes(format, k0);
-            lc_unpack_tile(kernels, weight, here + at, row_bytes, at_most(n_rows - r, tile), n, next + (size_t)tile * at,
+            lc_unpack_tile(kernels, weight, here + at, row_bytes, lc_at_most(n_rows - r, tile), n, next + (size_t)tile * at,
                         &panel);
             for (int b = 0; b < n_blocks; b++) {
                 const lc_q8_block block = lc_q8_block_at(kernels, q8, b), x = lc_q8_block_from(&block, k0);
@@ -159,13 +157,13 @@ static void many_tokens_chunk(const lc_kernels *kernels, const lc_weight *weight
     const lc_tile_fn multiply = kernels->tile[weight->type];
     const int tile = kernels->tile_rows, n_blocks = blocks_of(kernels, q8);
     for (int k0 = 0; k0 < weight->n_in; k0 += LC_PANEL_ELEMS) {
-        const int n = at_most(weight->n_in - k0, LC_PANEL_ELEMS);
+        const int n = lc_at_most(weight->n_in - k0, LC_PANEL_ELEMS);
         const size_t n_bytes = lc_row_bytes(format, n);
         const uint8_t *part = rows + lc_row_bytes(format, k0);
         for (int r = 0; r < n_rows; r += tile) {
             lc_panel panel = lc_panel_at(kernels, scratch->panels, r / tile);
             const uint8_t *here = part + (size_t)r * row_bytes;
-            lc_unpack_tile(kernels, weight, here, row_bytes, at_most(n_rows - r, tile), n, here, &panel);
+            lc_unpack_tile(kernels, weight, here, row_bytes, lc_at_most(n_rows - r, tile), n, here, &panel);
         }
         for (int r = 0; r < n_rows && k0 + n < weight->n_in; r++)
             lc_fetch(part + n_bytes + (size_t)r * row_bytes, n_bytes);
@@ -190,7 +188,7 @@ static void float_rows(lc_float_tile_fn dot, const uint8_t *rows, size_t row_byt
     int step = (int)(X_BYTES / (ldx * sizeof *x));
     if (step < FEWEST) step = FEWEST;
     for (int t = 0; t < n_tokens; t += step)
-        dot(rows, row_bytes, n_rows, x + (size_t)t * ldx, ldx, at_most(n_tokens - t, step), n_in, ahead,
+        dot(rows, row_bytes, n_rows, x + (size_t)t * ldx, ldx, lc_at_most(n_tokens - t, step), n_in, ahead,
             c + (size_t)t * (size_t)ldc, (size_t)ldc);
 }
 
@@ -207,7 +205,7 @@ static void floats_chunk(const lc_kernels *kernels, const lc_weight *weight, con
     }
     const uint8_t *made = (const uint8_t *)scratch->rows;
     for (int r = 0; r < n_rows; r += LC_FLOAT_ROWS) { /* blocks become float32, a few rows at a time */
-        const int n = at_most(n_rows - r, LC_FLOAT_ROWS);
+        const int n = lc_at_most(n_rows - r, LC_FLOAT_ROWS);
         for (int i = 0; i < n; i++)
             lc_dequantize_row(weight->type, rows + (size_t)(r + i) * row_bytes, weight->grid, n_in,
                               scratch->rows + (size_t)i * (size_t)n_in);

@@ -1,17 +1,15 @@
 /* Many tokens on products of bf16: all rows of a chunk become bf16, a stretch of k at a time, and meet every token. */
 #include "matmul.h"
 
-enum { SIDE = LC_BF16_SIDE, TILES = LC_BF16_ROWS / SIDE };
+enum { SIDE = LC_BF16_SIDE, PAIR = LC_BF16_PAIR, PAIRS = LC_BF16_ROWS / PAIR /* of panels in a chunk */ };
 
-_Static_assert(TILES % 2 == 0, "tiles come in pairs");
+_Static_assert(LC_BF16_ROWS % PAIR == 0, "tiles come in pairs");
 
-static int at_most(int n, int limit) { return n < limit ? n : limit; }
-static int tiles_of(int n) { return (n + SIDE - 1) / SIDE; }
 
 /* Where token t of a pair of tiles is kept: [n / 32][2][SIDE][32] for each pair, so that both spread over the nearest cache. */
 static uint16_t *token_at(const lc_activations *x, int t) {
-    uint16_t *pair = (uint16_t *)(void *)x->memory + (size_t)(t / (2 * SIDE)) * 2 * SIDE * (size_t)x->n;
-    return pair + t % (2 * SIDE) * 32;
+    uint16_t *pair = (uint16_t *)(void *)x->memory + (size_t)(t / PAIR) * PAIR * (size_t)x->n;
+    return pair + t % PAIR * 32;
 }
 
 void lc_round_bf16(const lc_kernels *kernels, const lc_activations *to, int t, const float *x) {
@@ -24,9 +22,9 @@ static void make_panels(const lc_kernels *kernels, const lc_weight *weight, cons
     const lc_format *format = lc_format_of(weight->type);
     const lc_rows_bf16_fn make = kernels->rows_bf16[weight->type];
     for (int r = 0; r < n_rows; r += SIDE) {
-        uint16_t *panel = panels + r / (2 * SIDE) * 2 * LC_BF16_PANEL + r % (2 * SIDE) * 32;
+        uint16_t *panel = panels + r / PAIR * 2 * LC_BF16_PANEL + r % PAIR * 32;
         const uint8_t *here = rows + (size_t)r * row_bytes + lc_row_bytes(format, k);
-        const int n_here = at_most(n_rows - r, SIDE);
+        const int n_here = lc_at_most(n_rows - r, SIDE);
         if (make != NULL) {
             make(here, row_bytes, n_here, n, panel);
         } else {
@@ -36,6 +34,9 @@ static void make_panels(const lc_kernels *kernels, const lc_weight *weight, cons
     }
 }
 
+/* Where the sums of token t are. */
+static size_t sums_at(int t) { return (size_t)(t / PAIR) * PAIRS * LC_BF16_PAIR_SUMS + (size_t)(t % PAIR) * SIDE; }
+
 void lc_bf16_chunk(const lc_kernels *kernels, const lc_weight *weight, int row0, int n_rows, const lc_activations *x,
                    const lc_matmul_scratch *scratch, float *c) {
     const lc_format *format = lc_format_of(weight->type);
@@ -43,20 +44,14 @@ void lc_bf16_chunk(const lc_kernels *kernels, const lc_weight *weight, int row0,
     const uint8_t *rows = weight->data + (size_t)row0 * row_bytes;
     const lc_panel codes = lc_panel_at(kernels, scratch->panels, 0);
     uint16_t *panels = (uint16_t *)(void *)(scratch->panels + lc_panel_bytes(kernels));
-    const int n_blocks = tiles_of(x->n_tokens), n_tiles = tiles_of(n_rows);
     for (int k = 0; k < weight->n_in; k += LC_BF16_ELEMS) {
-        const int n = at_most(weight->n_in - k, LC_BF16_ELEMS);
+        const int n = lc_at_most(weight->n_in - k, LC_BF16_ELEMS);
         make_panels(kernels, weight, rows, row_bytes, n_rows, k, n, &codes, panels);
-        for (int b = 0; b < n_blocks; b += 2)
-            for (int j = 0; j < n_tiles; j += 2)
-                kernels->tile_bf16(panels + j * LC_BF16_PANEL, token_at(x, b * SIDE) + (size_t)k * 2 * SIDE, n, k > 0,
-                                   c + (b / 2 * TILES + j) * 2 * LC_BF16_SUMS);
+        for (int t = 0; t < x->n_tokens; t += PAIR)
+            for (int r = 0; r < n_rows; r += PAIR)
+                kernels->tile_bf16(panels + r / PAIR * 2 * LC_BF16_PANEL, token_at(x, t) + (size_t)k * PAIR, n, k > 0,
+                                   c + sums_at(t) + r / PAIR * LC_BF16_PAIR_SUMS);
     }
-}
-
-/* Where the sums of token t are. */
-static size_t sums_at(int t) {
-    return (size_t)(t / (2 * SIDE)) * TILES * 2 * LC_BF16_SUMS + (size_t)(t % (2 * SIDE)) * SIDE;
 }
 
 void lc_end_bf16(const lc_kernels *kernels, const float *c, const float *c2, const float *residual, int n_tokens, int n_rows,
@@ -69,5 +64,5 @@ void lc_end_bf16(const lc_kernels *kernels, const float *c, const float *c2, con
 
 void lc_end_pair_bf16(const lc_kernels *kernels, const float *c, const float *c2, int row0, int n_rows, const lc_activations *to) {
     for (int t = 0; t < to->n_tokens; t++)
-        kernels->end_pair_bf16(c + sums_at(t), c2 + sums_at(t), n_rows, token_at(to, t) + (size_t)row0 * 2 * SIDE);
+        kernels->end_pair_bf16(c + sums_at(t), c2 + sums_at(t), n_rows, token_at(to, t) + (size_t)row0 * PAIR);
 }

@@ -83,7 +83,6 @@ static void run_row(const lc_program *p, const lc_op *op, int t) {
 
 /* --- phases --------------------------------------------------------------------------------------------------- */
 
-static int at_most(int n, int limit) { return n < limit ? n : limit; }
 static int parts_of(int n, int part) { return (n + part - 1) / part; }
 
 /* Rows in one piece of work: few enough that every thread gets several, whole tiles where there are many. */
@@ -105,11 +104,11 @@ static cut cut_of(const lc_program *p, const lc_op *op, int weight) {
     enum { LONG_BYTES = 1 << 18, BYTES = 1 << 16 };
     const lc_weight *w = &op->weights[weight];
     const bool is_bf16 = uses_bf16(p, op, weight), is_few = rows_of(p, op) <= LC_FEW_TOKENS;
-    const int tile = is_bf16 ? 2 * LC_BF16_SIDE : p->pool->kernels->tile_rows, n = w->n_out;
+    const int tile = is_bf16 ? LC_BF16_PAIR : p->pool->kernels->tile_rows, n = w->n_out;
     const int share = n / (4 * p->pool->n_threads), row_bytes = (int)lc_row_bytes(lc_format_of(w->type), w->n_in);
     const int most = is_bf16 ? LC_BF16_ROWS : LC_CHUNK_ROWS;
-    cut c = {.rows = whole_tiles(at_most(share, is_few ? at_most(BYTES / row_bytes, most) : most), tile)};
-    c.longer = is_few ? whole_tiles(at_most(share, at_most(LONG_BYTES / row_bytes, LC_FEW_ROWS)), tile) : c.rows;
+    cut c = {.rows = whole_tiles(lc_at_most(share, is_few ? lc_at_most(BYTES / row_bytes, most) : most), tile)};
+    c.longer = is_few ? whole_tiles(lc_at_most(share, lc_at_most(LONG_BYTES / row_bytes, LC_FEW_ROWS)), tile) : c.rows;
     c.n_long = n * 3 / 4 / c.longer;
     c.n = c.n_long + parts_of(n - c.n_long * c.longer, c.rows);
     return c;
@@ -160,7 +159,7 @@ static piece piece_of(const lc_program *p, const lc_op *op, int item) {
     }
     if (item < c.n_long) return (piece){weight, item * c.longer, c.longer};
     const int row0 = c.n_long * c.longer + (item - c.n_long) * c.rows;
-    return (piece){weight, row0, at_most(op->weights[weight].n_out - row0, c.rows)};
+    return (piece){weight, row0, lc_at_most(op->weights[weight].n_out - row0, c.rows)};
 }
 
 static const uint8_t *piece_data(const lc_op *op, piece at) {

@@ -9,17 +9,18 @@
 #include "half.h"
 #include "localcoder.h"
 #include "blocks.h"
+#include "program.h"
 #include "thread_pool.h"
 
 enum {
     N_EMBD = 64, N_HEAD = 4, N_HEAD_KV = 2, HEAD_DIM = 16, N_VOCAB = 50, N_CTX = 64, PAGE = 8, N_LAYER = 2,
-    N_TOKENS = 40, N_OPS_A_LAYER = 10
+    N_TOKENS = 40, N_FF = 96, N_OPS_A_LAYER = 15
 };
 
 typedef struct model {
     lc_op ops[2 + N_OPS_A_LAYER * N_LAYER + 4];
     int n_ops;
-    uint8_t *weights[4 * N_LAYER + 2];
+    uint8_t *weights[7 * N_LAYER + 2];
     int n_weights;
     float norm[N_EMBD], cos[N_CTX * HEAD_DIM / 2], sin[N_CTX * HEAD_DIM / 2];
 } model;
@@ -43,8 +44,8 @@ static lc_op *new_op(model *m, int kind, int width, int x, int out, int barrier)
     return op;
 }
 
-/* Slots: 0 the residual, 1 normed, 2 q, 3 k, 4 v. */
-static const int32_t SLOT_WIDTHS[] = {N_EMBD, N_EMBD, N_EMBD, N_HEAD_KV * HEAD_DIM, N_HEAD_KV * HEAD_DIM};
+/* Slots: 0 the residual, 1 normed, 2 q, 3 k, 4 v, 5 between gate and up and down. */
+static const int32_t SLOT_WIDTHS[] = {N_EMBD, N_EMBD, N_EMBD, N_HEAD_KV * HEAD_DIM, N_HEAD_KV * HEAD_DIM, N_FF};
 enum { N_SLOTS = sizeof SLOT_WIDTHS / sizeof *SLOT_WIDTHS };
 
 static void add_layer(model *m, int layer) {
@@ -65,6 +66,17 @@ static void add_layer(model *m, int layer) {
     lc_op *o = new_op(m, LC_OP_LINEAR, N_EMBD, 1, 0, 1);
     o->epilogue = LC_ADD_RESIDUAL, o->y = 0, o->n_weights = 1;
     o->weights[0] = new_weight(m, N_EMBD, N_EMBD);
+    new_op(m, LC_OP_RMS_NORM, N_EMBD, 0, 1, 1)->vector = m->norm;
+    new_op(m, LC_OP_QUANTIZE, N_EMBD, 1, LC_NO_SLOT, 0);
+    lc_op *pair = new_op(m, LC_OP_LINEAR, N_EMBD, 1, 5, 1);
+    pair->epilogue = LC_APPLY_SILU_MUL, pair->n_weights = 2;
+    pair->weights[0] = new_weight(m, N_FF, N_EMBD), pair->weights[1] = new_weight(m, N_FF, N_EMBD);
+    new_op(m, LC_OP_QUANTIZE, N_FF, 5, LC_NO_SLOT, 1);
+    lc_op *down = new_op(m, LC_OP_LINEAR, N_FF, 5, 0, 1);
+    down->epilogue = LC_ADD_RESIDUAL, down->y = 0, down->n_weights = 1;
+    down->weights[0] = new_weight(m, N_EMBD, N_FF);
+    lc_block_q8_0 *blocks = (lc_block_q8_0 *)(void *)m->weights[m->n_weights - 1];
+    for (int i = 0; i < N_EMBD * N_FF / 32; i++) blocks[i].d = lc_float_to_half(1.0f / 2048); /* adds a little, as models do */
 }
 
 static model *new_model(void) {
@@ -170,6 +182,28 @@ static void test_threads_and_chunks(const model *m, const char *isa) {
         lc_pool_free(pool);
     }
     if (is_known[1]) check_close(expected[0], expected[1], isa);
+}
+
+/* What gate and up give is stored rounded in every layer, but not where another op wants it, rounded or not. */
+static void test_roles(model *m, const char *isa) {
+    lc_pool *pool = NULL;
+    CHECK(lc_pool_new(1, isa, &pool) == LC_OK, "pool");
+    for (int extra = 0; extra < 3; extra++) {
+        lc_op *first = &m->ops[m->n_ops - 4], kept = *first; /* after the layers */
+        const int barrier = first[1].barrier;
+        if (extra == 1) *first = (lc_op){.kind = LC_OP_QUANTIZE, .barrier = 1, .width = N_FF, .x = 5, .y = LC_NO_SLOT};
+        if (extra == 2) *first = (lc_op){.kind = LC_OP_ADD, .barrier = 1, .width = N_EMBD, .x = 0, .y = 5, .out = {0, -1, -1}};
+        first[1].barrier = 1;
+        runner r = new_runner(m, pool);
+        int n = 0;
+        for (int i = 0; i < m->n_ops; i++) n += (r.program->roles[i] & LC_WRITES_ROUNDED) != 0;
+        const int expected = !lc_has_bf16(&pool->table) ? 0 : extra == 0 ? N_LAYER : N_LAYER - 1;
+        CHECK(n == expected, "%s: %d pairs are stored rounded, not %d", isa, n, expected);
+        free_runner(&r);
+        *first = kept;
+        first[1].barrier = barrier;
+    }
+    lc_pool_free(pool);
 }
 
 static lc_tile_fn counted_tile;
@@ -292,6 +326,7 @@ int main(int argc, char **argv) {
     for (int isa = 0; isa < lc_isa_count(); isa++)
         if (lc_isa_missing(isa) == NULL) {
             test_threads_and_chunks(m, lc_isa_name(isa));
+            test_roles(m, lc_isa_name(isa));
             test_forced_isa(m, lc_isa_name(isa));
         }
     test_two_callers(m);
