@@ -76,9 +76,9 @@ class Terminal:
             assert self._read(0.2) or self.process.poll() is None, f"ended before {text!r}, after:\n{self.text}"
 
     def wait_for_prompt(self) -> None:
-        """Until the next prompt stands in the last line that is used, above the status line."""
+        """Until an empty prompt stands in the last line that is used, above the status line."""
         deadline = time.monotonic() + 30
-        while not (self.rows[self._screen.cursor.y].startswith(">") and "context" in self.rows[-1] + self.text[-200:]):
+        while not (self.rows[self._screen.cursor.y] == ">" and "context" in self.rows[-1] + self.text[-200:]):
             assert time.monotonic() < deadline, f"no prompt comes; saw:\n{self.text}"
             self._read(0.2)
         self.read_all()

@@ -115,6 +115,7 @@ def test_tab_completes_commands_paths_and_options(terminal, tmp_path):
     shown.wait_for("/set temperature")
     shown.type(" 0.5\r")
     shown.wait_for("temperature = 0.5")
+    shown.wait_for_prompt()
     shown.type("\x04")
     assert shown.end() == 0
 
