@@ -2,7 +2,8 @@
  * before.
  *
  * 16 bytes at one place of each row are loaded and transposed, so that vector k holds dword k of every row: codes come
- * out interleaved as tiles want them, and packed scales as vectors over the rows.
+ * out interleaved as tiles want them, and packed scales as vectors over the rows. Where codes go straight into products
+ * with one token they are transposed by halves only, which takes half of the instructions, and sums are joined instead.
  *
  * Every block format is two functions, scales_NAME and block_NAME, that take a block of all rows apart and put the
  * parts into a sink; block_kernels.h makes kernels of them. All is inlined with constant arguments and without loops,
@@ -29,10 +30,13 @@ INLINE void row_pointers(const uint8_t *rows, size_t row_bytes, int first, int n
     for (int i = 0; i < VEC_ROWS; i++) row[i] = rows + (size_t)(first + i < n_rows ? first + i : n_rows - 1) * row_bytes;
 }
 
-/* Four dwords of every row. */
+/* Four dwords of every row: vector k has dword k, if nothing else is said. */
 typedef struct quad {
     vec k0, k1, k2, k3;
 } quad;
+
+/* What becomes of a block's codes: a panel (of bf16), or products; then it is the number of codes that share a sum. */
+enum { IN_PANEL = 0, IN_BF16 = -1 };
 
 /* The 16 bytes at `at` of each row. */
 INLINE quad load_quad(const lc_rows row, size_t at) {
@@ -40,6 +44,15 @@ INLINE quad load_quad(const lc_rows row, size_t at) {
     const vec q2 = load_every_fourth(row, at, 2), q3 = load_every_fourth(row, at, 3);
     const vec a = v_unpacklo32(q0, q1), b = v_unpackhi32(q0, q1), c = v_unpacklo32(q2, q3), d = v_unpackhi32(q2, q3);
     return (quad){v_unpacklo64(a, c), v_unpackhi64(a, c), v_unpacklo64(b, d), v_unpackhi64(b, d)};
+}
+
+/* The same for codes. For products: of every four rows, vectors 0 and 1 have the first and the last eight bytes of rows 0
+ * and 1, vectors 2 and 3 those of rows 2 and 3. */
+INLINE quad load_codes(const lc_rows row, size_t at, int sub) {
+    if (sub <= 0) return load_quad(row, at);
+    const vec q0 = load_every_fourth(row, at, 0), q1 = load_every_fourth(row, at, 1);
+    const vec q2 = load_every_fourth(row, at, 2), q3 = load_every_fourth(row, at, 3);
+    return (quad){v_unpacklo64(q0, q1), v_unpackhi64(q0, q1), v_unpacklo64(q2, q3), v_unpackhi64(q2, q3)};
 }
 
 /* What codes of so many bits get added where kernels want them unsigned; codes of formats with minimums are. */
@@ -54,25 +67,20 @@ INLINE vec less_bias_of(const int32_t *bias, int bits, int has_min) {
 
 INLINE vec dword_of(quad q, int i) { return i == 0 ? q.k0 : i == 1 ? q.k1 : i == 2 ? q.k2 : q.k3; }
 
-#if !defined(HAS_LOADS)
-/* The half at `at` of each row. */
-INLINE fvec load_halves(const lc_rows row, size_t at) {
-    int16_t h[VEC_ROWS];
-    for (int r = 0; r < VEC_ROWS; r++) memcpy(&h[r], row[r] + at, 2);
-    return float_halves(h);
-}
-
-INLINE vec load_dword(const lc_rows row, size_t at) {
-    int32_t v[VEC_ROWS];
-    for (int r = 0; r < VEC_ROWS; r++) memcpy(&v[r], row[r] + at, 4);
-    return gather(v);
-}
-#endif
-
 INLINE vec dword_bits(vec v, int shift, int mask) {
     return v_and(v_srl32(v, shift), v_set32(mask));
 }
 INLINE fvec times(fvec d, vec whole) { return f_mul(d, f_from(whole)); }
+
+/* Byte i of each dword is used where it stands, as a multiple of 2^8i: d is divided by as much, which rounds nothing. */
+INLINE vec bits_of_byte(vec v, int i, int mask) { return v_and(v, v_set32((int)((uint32_t)mask << 8 * i))); }
+INLINE fvec of_byte(fvec d, int i) { return i == 0 ? d : f_mul(d, f_set(1.0f / (float)(1 << 8 * i))); }
+/* d times bits of byte i; of byte 3 no more than seven, or it would be negative. */
+INLINE fvec times_byte(fvec d, vec v, int i, int mask) { return f_mul(of_byte(d, i), f_from(bits_of_byte(v, i, mask))); }
+/* d times (bits of byte i - bias), a power of two: d · bias is exact. */
+INLINE fvec times_less(fvec d, vec v, int i, int mask, int bias) {
+    return f_fma(of_byte(d, i), f_from(bits_of_byte(v, i, mask)), f_mul(d, f_set((float)-bias)));
+}
 INLINE fvec negative(fvec x) { return f_sub(f_set(0), x); }
 
 /* --- arithmetic on the bytes of a quad ------------------------------------------------------------------------ */
@@ -125,7 +133,21 @@ INLINE vec plus_fifth(vec codes, vec qh, int k) {
     const vec byte = v_lookup(qh, v_add8(v_repeat16(ROW_START), v_set8(k / 2)));
     return add_where(codes, byte, v_set32(k % 2 ? (int)0x80402010 : 0x08040201), v_set8(16));
 }
-INLINE quad plus_fifths(quad q, vec qh, int is_upper) {
+/* The same for eight codes of two rows, as they are loaded for products: rows 2 · pair and 2 · pair + 1 of every four. */
+INLINE vec plus_fifth_of_two(vec codes, vec qh, int pair, int eighth) {
+#define EIGHT(x) x, x, x, x, x, x, x, x
+#define TWO_ROWS(x) {EIGHT(x), EIGHT((x) + 4)}
+    static const int8_t BYTES[2][4][16] = {{TWO_ROWS(0), TWO_ROWS(1), TWO_ROWS(2), TWO_ROWS(3)},
+                                           {TWO_ROWS(8), TWO_ROWS(9), TWO_ROWS(10), TWO_ROWS(11)}};
+    static const int8_t BITS[16] = {1, 2, 4, 8, 16, 32, 64, -128, 1, 2, 4, 8, 16, 32, 64, -128};
+#undef TWO_ROWS
+#undef EIGHT
+    return add_where(codes, v_lookup(qh, v_repeat16(BYTES[pair][eighth])), v_repeat16(BITS), v_set8(16));
+}
+INLINE quad plus_fifths(quad q, vec qh, int is_upper, int sub) {
+    if (sub > 0)
+        return (quad){plus_fifth_of_two(q.k0, qh, 0, 2 * is_upper), plus_fifth_of_two(q.k1, qh, 0, 2 * is_upper + 1),
+                      plus_fifth_of_two(q.k2, qh, 1, 2 * is_upper), plus_fifth_of_two(q.k3, qh, 1, 2 * is_upper + 1)};
     return (quad){plus_fifth(q.k0, qh, 4 * is_upper), plus_fifth(q.k1, qh, 4 * is_upper + 1),
                   plus_fifth(q.k2, qh, 4 * is_upper + 2), plus_fifth(q.k3, qh, 4 * is_upper + 3)};
 }
@@ -147,43 +169,51 @@ INLINE quad iq4_values(quad q) {
 
 /* --- products --------------------------------------------------------------------------------------------------- */
 
-/* sum += what four steps of a token's codes give, `at_once` of them before the sum is widened. */
-INLINE vec dot_steps(vec sum, quad w, const int8_t *a, int bits, int at_once, int i) {
-    if (i % at_once != 0) return sum;
-    vec part = add_products(HAS_WIDE_SUMS ? sum : v_set32(0), dword_of(w, i), a + 4 * i, bits);
-    if (at_once > 1) part = add_products(part, dword_of(w, i + 1), a + 4 * i + 4, bits);
-    if (at_once > 2) part = add_products(part, dword_of(w, i + 2), a + 4 * i + 8, bits);
-    if (at_once > 2) part = add_products(part, dword_of(w, i + 3), a + 4 * i + 12, bits);
-    return HAS_WIDE_SUMS ? part : v_add32(sum, widened(part));
+/* Sums of two rows of every four, two dwords for each; where products are narrow (narrow_sums.h), of codes of less than 8
+ * bits, they wait in 16 bits: a group's products fit. */
+typedef struct half_sums {
+    vec rows01, rows23;
+} half_sums;
+
+INLINE int is_narrow(int bits) { return !HAS_WIDE_SUMS && bits < 8; }
+
+INLINE vec dot8(vec sum, vec w, vec a, int bits) {
+    if (HAS_WIDE_SUMS || bits < 8) return add_products(sum, w, a, bits);
+    return v_add32(sum, widened(add_products(v_set32(0), w, a, bits)));
 }
 
-/* sum += 16 codes of each row times 16 of one token. */
-INLINE vec dot16(vec sum, quad w, const int8_t *a, int bits) {
-    const int fit = steps_that_fit(bits), at_once = fit >= 4 ? 4 : fit >= 2 ? 2 : 1;
-    sum = dot_steps(sum, w, a, bits, at_once, 0);
-    sum = dot_steps(sum, w, a, bits, at_once, 1);
-    sum = dot_steps(sum, w, a, bits, at_once, 2);
-    return dot_steps(sum, w, a, bits, at_once, 3);
+/* sum += 16 codes of each row, as they are loaded for products, times 16 of one token. */
+INLINE half_sums dot16(half_sums sum, quad w, const int8_t *a, int bits) {
+    const vec a0 = v_repeat8(a), a1 = v_repeat8(a + 8);
+    sum.rows01 = dot8(dot8(sum.rows01, w.k0, a0, bits), w.k1, a1, bits);
+    sum.rows23 = dot8(dot8(sum.rows23, w.k2, a0, bits), w.k3, a1, bits);
+    return sum;
+}
+
+/* Those of a group of `sub` codes, as one dword for each row. */
+INLINE vec joined(half_sums sum, int sub, int bits, int has_min) {
+    if (is_narrow(bits)) sum = (half_sums){widened(sum.rows01), widened(sum.rows23)};
+    const int largest = has_min || BIAS_LOG2(bits) < bits ? (1 << bits) - 1 : UINT8_MAX;
+    return pairs_added(sum.rows01, sum.rows23, sub / 2 * largest * 127);
 }
 
 /* --- where the parts of a block go ---------------------------------------------------------------------------- */
-
-/* The functions that put codes take `sub` as well: 0 for a panel, IN_BF16 for one of bf16, else the number of codes that
- * share a sum. */
-enum { IN_BF16 = -1 };
 
 typedef struct sink {
     uint8_t *codes; /* of this block in the panel */
     float *scales, *mins;
     int stride; /* from one scale of a row to its next */
-    const int8_t *a; /* the token's codes, if this is no panel */
-    int bits; /* of a code */
+    int bits;    /* of a code */
+    int has_min; /* whether there are minimums */
     uint16_t *bf16; /* of this block in a panel of bf16, */
-    int shared;     /* so many of which share a scale, */
-    int has_min;    /* and a minimum */
+    int shared;     /* so many of which share a scale */
+    const lc_q8_block *x; /* the token of products, */
+    int first;            /* the number of this block's first group in the row, */
+    fvec total;           /* and what the groups before have given */
     const uint8_t *ahead; /* what to ask memory for next, */
     int ahead_bytes;      /* so many bytes with every quad: requests in a burst get lost */
-    vec sum[16];
+    half_sums half_sum[16]; /* of groups that are under way, the first half of each before the second; */
+    vec sum[16];        /* sums of all of a group's codes */
 } sink;
 
 #if defined(HAS_BF16)
@@ -205,8 +235,11 @@ INLINE void put_quad(sink *to, int sub, int first, quad q) {
         return;
     }
 #endif
-    if (sub != 0) {
-        to->sum[first / sub] = dot16(to->sum[first / sub], q, to->a + first, to->bits);
+    if (sub > 0) {
+        const half_sums none = {v_set32(0), v_set32(0)};
+        half_sums *sum = &to->half_sum[first / sub];
+        *sum = dot16(first % sub == 0 ? none : *sum, q, to->x->codes + to->first * sub + first, to->bits);
+        if (first % sub + 16 == sub) to->sum[first / sub] = joined(*sum, sub, to->bits, to->has_min);
         return;
     }
     uint8_t *codes = to->codes + (size_t)first * TILE_ROWS;
@@ -215,6 +248,27 @@ INLINE void put_quad(sink *to, int sub, int first, quad q) {
     v_store(codes + 8 * TILE_ROWS, q.k2);
     v_store(codes + 12 * TILE_ROWS, q.k3);
 }
+
+/* total += what group s of a block gives; i is its number in the row. */
+INLINE fvec plus_group(fvec total, const sink *to, int sub, const lc_q8_block *x, int has_min, int s, int i) {
+    const fvec scale = f_mul(f_load(to->scales + s * to->stride), f_set(x->scales[i * sub / LC_GROUP]));
+    const fvec sum = f_fma(f_from(to->sum[s]), scale, total);
+    if (!has_min) return sum;
+    return f_fnma(f_load(to->mins + s * to->stride), f_set((sub == 32 ? x->sums32 : x->sums16)[i]), sum);
+}
+
+INLINE void end_group(sink *to, int sub, int s, int n, int i) {
+    if (i >= n) return;
+    const int at = to->first + s + i;
+    const vec less = less_bias_of((sub == 32 ? to->x->bias32 : to->x->bias16) + at, to->bits, to->has_min);
+    to->sum[s + i] = v_add32(to->sum[s + i], less);
+    to->total = plus_group(to->total, to, sub, to->x, to->has_min, s + i, at);
+}
+/* Groups s to s + n - 1 have all their codes. Said as early as can be, because each waits for the one before. */
+INLINE void end_groups(sink *to, int sub, int s, int n) {
+    if (sub > 0) FOR_8(end_group, to, sub, s, n);
+}
+
 INLINE void put_scale(sink *to, int i, fvec scale) { f_store(to->scales + i * to->stride, scale); }
 INLINE void put_min(sink *to, int i, fvec min) { f_store(to->mins + i * to->stride, min); }
 
@@ -227,9 +281,10 @@ INLINE void put_min(sink *to, int i, fvec min) { f_store(to->mins + i * to->stri
 
 SCALES(q4_0) { put_scale(to, 0, load_halves(row, AT(q4_0, d))); }
 BLOCK(q4_0) {
-    const quad q = load_quad(row, AT(q4_0, qs));
+    const quad q = load_codes(row, AT(q4_0, qs), sub);
     put_quad(to, sub, 0, plus(low_nibbles(q), BIAS_OF(4) - 8));
     put_quad(to, sub, 16, plus(high_nibbles(q), BIAS_OF(4) - 8));
+    end_groups(to, sub, 0, 1);
 }
 
 SCALES(q4_1) {
@@ -238,17 +293,19 @@ SCALES(q4_1) {
     put_min(to, 0, negative(halves_of(v_srl32(d_m, 16))));
 }
 BLOCK(q4_1) {
-    const quad q = load_quad(row, AT(q4_1, qs));
+    const quad q = load_codes(row, AT(q4_1, qs), sub);
     put_quad(to, sub, 0, low_nibbles(q));
     put_quad(to, sub, 16, high_nibbles(q));
+    end_groups(to, sub, 0, 1);
 }
 
 SCALES(q5_0) { put_scale(to, 0, load_halves(row, AT(q5_0, d))); }
 BLOCK(q5_0) {
-    const quad q = load_quad(row, AT(q5_0, qs));
+    const quad q = load_codes(row, AT(q5_0, qs), sub);
     const vec qh = load_dword(row, AT(q5_0, qh));
-    put_quad(to, sub, 0, plus_fifths(plus(low_nibbles(q), BIAS_OF(5) - 16), qh, 0));
-    put_quad(to, sub, 16, plus_fifths(plus(high_nibbles(q), BIAS_OF(5) - 16), qh, 1));
+    put_quad(to, sub, 0, plus_fifths(plus(low_nibbles(q), BIAS_OF(5) - 16), qh, 0, sub));
+    put_quad(to, sub, 16, plus_fifths(plus(high_nibbles(q), BIAS_OF(5) - 16), qh, 1, sub));
+    end_groups(to, sub, 0, 1);
 }
 
 SCALES(q5_1) {
@@ -257,35 +314,36 @@ SCALES(q5_1) {
     put_min(to, 0, negative(halves_of(v_srl32(d_m, 16))));
 }
 BLOCK(q5_1) {
-    const quad q = load_quad(row, AT(q5_1, qs));
+    const quad q = load_codes(row, AT(q5_1, qs), sub);
     const vec qh = load_dword(row, AT(q5_1, qh));
-    put_quad(to, sub, 0, plus_fifths(low_nibbles(q), qh, 0));
-    put_quad(to, sub, 16, plus_fifths(high_nibbles(q), qh, 1));
+    put_quad(to, sub, 0, plus_fifths(low_nibbles(q), qh, 0, sub));
+    put_quad(to, sub, 16, plus_fifths(high_nibbles(q), qh, 1, sub));
+    end_groups(to, sub, 0, 1);
 }
 
 SCALES(q8_0) { put_scale(to, 0, load_halves(row, AT(q8_0, d))); }
 BLOCK(q8_0) {
-    put_quad(to, sub, 0, plus(load_quad(row, AT(q8_0, qs)), BIAS_OF(8)));
-    put_quad(to, sub, 16, plus(load_quad(row, AT(q8_0, qs) + 16), BIAS_OF(8)));
+    put_quad(to, sub, 0, plus(load_codes(row, AT(q8_0, qs), sub), BIAS_OF(8)));
+    put_quad(to, sub, 16, plus(load_codes(row, AT(q8_0, qs) + 16, sub), BIAS_OF(8)));
+    end_groups(to, sub, 0, 1);
 }
 
 SCALES(iq4_nl) { put_scale(to, 0, load_halves(row, AT(iq4_nl, d))); }
 BLOCK(iq4_nl) {
-    const quad q = load_quad(row, AT(iq4_nl, qs));
+    const quad q = load_codes(row, AT(iq4_nl, qs), sub);
     put_quad(to, sub, 0, iq4_values(low_nibbles(q)));
     put_quad(to, sub, 16, iq4_values(high_nibbles(q)));
+    end_groups(to, sub, 0, 1);
 }
 
 /* --- super-blocks of 256 -------------------------------------------------------------------------------------- */
 
 /* Scales and minimums of Q4_K and Q5_K: the first 16 bytes of a block are d, dmin and 12 bytes of 6-bit numbers. */
 INLINE void k_scale(sink *to, quad q, fvec d, fvec dmin, int s) {
-    put_scale(to, s, times(d, dword_bits(q.k1, 8 * s, 63)));
-    put_min(to, s, times(dmin, dword_bits(q.k2, 8 * s, 63)));
-    const vec scale_top = v_sll32(dword_bits(q.k1, 8 * s + 6, 3), 4);
-    const vec min_top = v_sll32(dword_bits(q.k2, 8 * s + 6, 3), 4);
-    put_scale(to, s + 4, times(d, v_or(dword_bits(q.k3, 8 * s, 15), scale_top)));
-    put_min(to, s + 4, times(dmin, v_or(dword_bits(q.k3, 8 * s + 4, 15), min_top)));
+    put_scale(to, s, times_byte(d, q.k1, s, 63));
+    put_min(to, s, times_byte(dmin, q.k2, s, 63));
+    put_scale(to, s + 4, times_byte(d, v_or(moved_bits(q.k3, 0, 0, 15), moved_bits(q.k1, 6, 4, 3)), s, 63));
+    put_min(to, s + 4, times_byte(dmin, v_or(moved_bits(q.k3, 4, 0, 15), moved_bits(q.k2, 6, 4, 3)), s, 63));
 }
 INLINE void k_scales(const lc_rows row, size_t at, sink *to) {
     const quad q = load_quad(row, at);
@@ -295,9 +353,10 @@ INLINE void k_scales(const lc_rows row, size_t at, sink *to) {
 
 /* 16 bytes: half of sub-block c / 2 * 2 (low nibbles) and of the next (high). */
 INLINE void q4_k_part(const lc_rows row, size_t at, sink *to, int sub, int c) {
-    const quad q = load_quad(row, AT(q4_k, qs) + 16 * (size_t)c);
+    const quad q = load_codes(row, AT(q4_k, qs) + 16 * (size_t)c, sub);
     put_quad(to, sub, c / 2 * 64 + c % 2 * 16, low_nibbles(q));
     put_quad(to, sub, c / 2 * 64 + c % 2 * 16 + 32, high_nibbles(q));
+    end_groups(to, sub, c / 2 * 2, c % 2 * 2);
 }
 SCALES(q4_k) { k_scales(row, at, to); }
 BLOCK(q4_k) {
@@ -305,35 +364,39 @@ BLOCK(q4_k) {
 }
 
 /* The same; bit s of `qh` belongs to sub-block s. */
-INLINE void q5_k_part(const lc_rows row, size_t at, sink *to, int sub, quad qh, int h, int c) {
-    const quad q = load_quad(row, AT(q5_k, qs) + 32 * (size_t)c + 16 * (size_t)h);
+INLINE void q5_k_half(const lc_rows row, size_t at, sink *to, int sub, quad qh, int c, int h) {
+    const quad q = load_codes(row, AT(q5_k, qs) + 32 * (size_t)c + 16 * (size_t)h, sub);
     put_quad(to, sub, c * 64 + h * 16, plus_where(low_nibbles(q), qh, 2 * c, 4));
     put_quad(to, sub, c * 64 + h * 16 + 32, plus_where(high_nibbles(q), qh, 2 * c + 1, 4));
 }
-INLINE void q5_k_half(const lc_rows row, size_t at, sink *to, int sub, int h) {
-    const quad qh = load_quad(row, AT(q5_k, qh) + 16 * (size_t)h);
-    FOR_4(q5_k_part, row, at, to, sub, qh, h);
+INLINE void q5_k_part(const lc_rows row, size_t at, sink *to, int sub, quad qh0, quad qh1, int c) {
+    q5_k_half(row, at, to, sub, qh0, c, 0);
+    q5_k_half(row, at, to, sub, qh1, c, 1);
+    end_groups(to, sub, 2 * c, 2);
 }
 SCALES(q5_k) { k_scales(row, at, to); }
 BLOCK(q5_k) {
-    FOR_2(q5_k_half, row, at, to, sub);
+    const quad qh0 = load_codes(row, AT(q5_k, qh), sub), qh1 = load_codes(row, AT(q5_k, qh) + 16, sub);
+    FOR_4(q5_k_part, row, at, to, sub, qh0, qh1);
 }
 
 INLINE void q6_k_scale(sink *to, quad scales, fvec d, int s) {
-    const vec top = v_sll32(dword_of(scales, s / 4), 24 - s % 4 * 8);
-    put_scale(to, s, times(d, v_sra32(top, 24)));
+    const vec four = dword_of(scales, s / 4);
+    if (s % 4 == 3) put_scale(to, s, f_mul(of_byte(d, 3), f_from(bits_of_byte(four, 3, 255)))); /* with its sign */
+    else put_scale(to, s, times_less(d, v_add8(four, v_set8(128)), s % 4, 255, 128));
 }
 /* 128 values are four groups of 32: bytes c of `ql` hold group c (low nibbles) and c + 2 (high). */
 INLINE void q6_k_part(const lc_rows row, size_t at, sink *to, int sub, quad qh, int half, int h, int c) {
-    const quad q = load_quad(row, AT(q6_k, ql) + 64 * (size_t)half + 32 * (size_t)c + 16 * (size_t)h);
+    const quad q = load_codes(row, AT(q6_k, ql) + 64 * (size_t)half + 32 * (size_t)c + 16 * (size_t)h, sub);
     const quad low = with_high(low_nibbles(q), qh, 2 * c);
     const quad high = with_high(high_nibbles(q), qh, 2 * c + 4);
     put_quad(to, sub, half * 128 + c * 32 + h * 16, plus(low, BIAS_OF(6) - 32));
     put_quad(to, sub, half * 128 + c * 32 + h * 16 + 64, plus(high, BIAS_OF(6) - 32));
 }
 INLINE void q6_k_half(const lc_rows row, size_t at, sink *to, int sub, int half, int h) {
-    const quad qh = load_quad(row, AT(q6_k, qh) + 32 * (size_t)half + 16 * (size_t)h);
+    const quad qh = load_codes(row, AT(q6_k, qh) + 32 * (size_t)half + 16 * (size_t)h, sub);
     FOR_2(q6_k_part, row, at, to, sub, qh, half, h);
+    end_groups(to, sub, 8 * half, 8 * h);
 }
 SCALES(q6_k) {
     const fvec d = load_halves(row, AT(q6_k, d));
@@ -345,47 +408,49 @@ BLOCK(q6_k) {
     FOR_2(q6_k_half, row, at, to, sub, 1);
 }
 
-INLINE void q2_k_scale(sink *to, quad scales, fvec d, fvec dmin, int s) {
-    put_scale(to, s, times(d, dword_bits(dword_of(scales, s / 4), s % 4 * 8, 15)));
-    put_min(to, s, times(dmin, dword_bits(dword_of(scales, s / 4), s % 4 * 8 + 4, 15)));
+INLINE void q2_k_scale(sink *to, quad scales, quad mins, fvec d, fvec dmin, int s) {
+    put_scale(to, s, times_byte(d, dword_of(scales, s / 4), s % 4, 15));
+    put_min(to, s, times_byte(dmin, dword_of(mins, s / 4), s % 4, 15));
 }
 INLINE void q2_k_group(sink *to, int sub, quad q, int c, int g) {
     put_quad(to, sub, c / 2 * 128 + g * 32 + c % 2 * 16, bits_of(q, 2 * g, 3));
 }
 /* 16 bytes hold 16 codes of each of four groups. */
 INLINE void q2_k_part(const lc_rows row, size_t at, sink *to, int sub, int c) {
-    const quad q = load_quad(row, AT(q2_k, qs) + 16 * (size_t)c);
+    const quad q = load_codes(row, AT(q2_k, qs) + 16 * (size_t)c, sub);
     FOR_4(q2_k_group, to, sub, q, c);
+    end_groups(to, sub, c / 2 * 8, c % 2 * 8);
 }
 SCALES(q2_k) {
     const vec d_dmin = load_dword(row, AT(q2_k, d));
     const fvec d = halves_of(d_dmin), dmin = halves_of(v_srl32(d_dmin, 16));
     const quad scales = load_quad(row, AT(q2_k, scales));
-    FOR_16(q2_k_scale, to, scales, d, dmin);
+    FOR_16(q2_k_scale, to, scales, high_nibbles(scales), d, dmin);
 }
 BLOCK(q2_k) {
     FOR_4(q2_k_part, row, at, to, sub);
 }
 
-/* `tail` is the last 16 bytes of a block: two of qs, 12 of scales, d. Byte i of the scales is byte i + 2 here. */
+/* `tail` is the last 16 bytes of a block: two of qs, 12 of scales, d. Byte i of the scales is byte i + 2 here. The low four
+ * bits of a scale and the high two are in the same place of their dwords. */
 INLINE void q3_k_scale(sink *to, quad tail, fvec d, int s) {
     const int low_at = s % 8 + 2, high_at = 8 + s % 4 + 2;
-    const vec low = dword_bits(dword_of(tail, low_at / 4), low_at % 4 * 8 + s / 8 * 4, 15);
-    const vec high = dword_bits(dword_of(tail, high_at / 4), high_at % 4 * 8 + s / 4 * 2, 3);
-    const vec scale = v_or(low, v_sll32(high, 4));
-    put_scale(to, s, times(d, v_sub32(scale, v_set32(32))));
+    const vec low = moved_bits(dword_of(tail, low_at / 4), s / 8 * 4, 0, 15);
+    const vec high = moved_bits(dword_of(tail, high_at / 4), s / 4 * 2, 4, 3);
+    put_scale(to, s, times_less(d, v_or(low, high), low_at % 4, 63, 32));
 }
 INLINE void q3_k_group(sink *to, int sub, quad q, quad hmask, int h, int half, int g) {
     const quad codes = plus_where(plus(bits_of(q, 2 * g, 3), BIAS_OF(3) - 4), hmask, 4 * half + g, 2);
     put_quad(to, sub, half * 128 + g * 32 + h * 16, codes);
 }
-INLINE void q3_k_part(const lc_rows row, size_t at, sink *to, int sub, quad hmask, int h, int half) {
-    const quad q = load_quad(row, AT(q3_k, qs) + 32 * (size_t)half + 16 * (size_t)h);
+INLINE void q3_k_half(const lc_rows row, size_t at, sink *to, int sub, quad hmask, int half, int h) {
+    const quad q = load_codes(row, AT(q3_k, qs) + 32 * (size_t)half + 16 * (size_t)h, sub);
     FOR_4(q3_k_group, to, sub, q, hmask, h, half);
 }
-INLINE void q3_k_half(const lc_rows row, size_t at, sink *to, int sub, int h) {
-    const quad hmask = load_quad(row, AT(q3_k, hmask) + 16 * (size_t)h);
-    FOR_2(q3_k_part, row, at, to, sub, hmask, h);
+INLINE void q3_k_part(const lc_rows row, size_t at, sink *to, int sub, quad hmask0, quad hmask1, int half) {
+    q3_k_half(row, at, to, sub, hmask0, half, 0);
+    q3_k_half(row, at, to, sub, hmask1, half, 1);
+    end_groups(to, sub, 8 * half, 8);
 }
 SCALES(q3_k) {
     const quad tail = load_quad(row, at + sizeof(lc_block_q3_k) - 16);
@@ -393,7 +458,8 @@ SCALES(q3_k) {
     FOR_16(q3_k_scale, to, tail, d);
 }
 BLOCK(q3_k) {
-    FOR_2(q3_k_half, row, at, to, sub);
+    const quad hmask0 = load_codes(row, AT(q3_k, hmask), sub), hmask1 = load_codes(row, AT(q3_k, hmask) + 16, sub);
+    FOR_2(q3_k_part, row, at, to, sub, hmask0, hmask1);
 }
 
 /* `head` is d and scales_h, scales_l, 8 bytes of qs. */
@@ -403,9 +469,10 @@ INLINE void iq4_xs_scale(sink *to, quad head, fvec d, int s) {
     put_scale(to, s, times(d, v_sub32(scale, v_set32(32))));
 }
 INLINE void iq4_xs_part(const lc_rows row, size_t at, sink *to, int sub, int s) {
-    const quad q = load_quad(row, AT(iq4_xs, qs) + 16 * (size_t)s);
+    const quad q = load_codes(row, AT(iq4_xs, qs) + 16 * (size_t)s, sub);
     put_quad(to, sub, 32 * s, iq4_values(low_nibbles(q)));
     put_quad(to, sub, 32 * s + 16, iq4_values(high_nibbles(q)));
+    end_groups(to, sub, s, 1);
 }
 SCALES(iq4_xs) {
     const quad head = load_quad(row, at);

@@ -2,19 +2,6 @@
  * the file that includes it includes its simd_ISA.h before. */
 #include "block_formats.h"
 
-/* total += sub-block s; i is its number in the row. */
-INLINE void end_sum(const sink *to, int sub, const lc_q8_block *x, int first, int has_min, int n_subs, fvec *total,
-                    int s) {
-    if (s >= n_subs) return;
-    const int i = first + s;
-    const fvec a_scale = f_set(x->scales[i * sub / LC_GROUP]);
-    const fvec scale = f_mul(f_load(to->scales + s * to->stride), a_scale);
-    *total = f_fma(f_from(to->sum[s]), scale, *total);
-    if (!has_min) return;
-    const fvec a_sum = f_set((sub == 32 ? x->sums32 : x->sums16)[i]);
-    *total = f_fnma(f_load(to->mins + s * to->stride), a_sum, *total);
-}
-
 /* unpack_NAME: as many rows at a time as a vector has places. */
 #define DEFINE_UNPACK(name, id, elems, sub_elems, has_min, bits)                                              \
     static void unpack_##name(const uint8_t *rows, size_t row_bytes, int n_rows, int n, const uint8_t *ahead, \
@@ -31,7 +18,7 @@ INLINE void end_sum(const sink *to, int sub, const lc_q8_block *x, int first, in
                 to.stride = TILE_ROWS;                                                                        \
                 ask_ahead(&to, ahead, BYTES, elems);                                                          \
                 scales_##name(row, (size_t)b * BYTES, &to);                                                   \
-                block_##name(row, (size_t)b * BYTES, &to, 0);                                                 \
+                block_##name(row, (size_t)b * BYTES, &to, IN_PANEL);                                               \
             }                                                                                                 \
         }                                                                                                     \
     }

@@ -43,7 +43,7 @@ INLINE void tile(const lc_panel *panel, const lc_q8_block *x, int n, float *c, i
         for (int t = 0; t < n_tokens; t++) sum[t] = v_set32(0);
         for (int k = 0; k < sub / 4; k++, codes += 4 * TILE_ROWS, a += 4 * n_tokens) {
             const vec w = v_load(codes);
-            for (int t = 0; t < n_tokens; t++) sum[t] = add_products(sum[t], w, a + 4 * t, 8);
+            for (int t = 0; t < n_tokens; t++) sum[t] = add_products(sum[t], w, v_repeat4(a + 4 * t), 8);
         }
         const fvec scale = f_load(panel->scales + s * TILE_ROWS);
         const float *a_scale = x->scales + s * sub / LC_GROUP * n_tokens;

@@ -199,14 +199,6 @@ INLINE vec product(quad w, quad a, int sub, int i) {
     return _mm512_dpbusd_epi32(half, dword_of(w, 2 * i + 1), dword_of(a, 2 * i + 1));
 }
 
-/* Neighbours of two rows added up: lanes of four sums become two of either row. `most`: the largest sum that goes in. */
-INLINE vec pairs_added(vec p, vec q, int most) {
-    if (most <= INT16_MAX) return _mm512_madd_epi16(_mm512_packs_epi32(p, q), _mm512_set1_epi16(1));
-    const __m512 x = _mm512_castsi512_ps(p), y = _mm512_castsi512_ps(q);
-    return _mm512_add_epi32(_mm512_castps_si512(_mm512_shuffle_ps(x, y, 0x88)),
-                            _mm512_castps_si512(_mm512_shuffle_ps(x, y, 0xDD)));
-}
-
 INLINE void add_up_product(lc_sums sums, const quad *w, quad a, const along *f, int t, int j, int i) {
     if (i >= products_of(f)) return;
     const vec p0 = product(w[0], a, f->sub, i), p1 = product(w[1], a, f->sub, i);
@@ -232,11 +224,14 @@ INLINE void put_groups(sink *to, lc_sums sums, const lc_q8_block *x, int first, 
     const quad of = transposed_lanes((quad){sums[t][i][0], sums[t][i][1], sums[t][i][2], sums[t][i][3]});
     FOR_4(put_group, to, of, x, first, f, i);
 }
+INLINE void add_group(const sink *to, const along *f, const lc_q8_block *x, int first, int n_groups, fvec *total, int s) {
+    if (s < n_groups) *total = plus_group(*total, to, f->sub, x, f->has_min, s, first + s);
+}
 INLINE void finish_token(sink *to, lc_sums sums, const lc_q8_block *x, int first, const along *f, int n_groups,
                          fvec *total, int n_tokens, int t) {
     if (t >= n_tokens) return;
     FOR_4(put_groups, to, sums, x + t, first, f, t);
-    FOR_16(end_sum, to, f->sub, x + t, first, f->has_min, n_groups, total + t);
+    FOR_16(add_group, to, f, x + t, first, n_groups, total + t);
 }
 
 INLINE void arrange_token(quad *a, const lc_q8_block *x, int k, order o, int n_left, int n_tokens, int t) {

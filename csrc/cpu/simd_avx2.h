@@ -2,13 +2,10 @@
 #ifndef LC_SIMD_AVX2_H
 #define LC_SIMD_AVX2_H
 
-#include <immintrin.h>
-#include <stdint.h>
 #include <string.h>
 
 #include "kernel_table.h"
-
-#define INLINE static inline __attribute__((always_inline))
+#include "simd_x86.h"
 
 enum { VEC_ROWS = 8, TILE_ROWS = 16 };
 
@@ -51,29 +48,31 @@ INLINE void f_store_first(float *p, int n, fvec x) {
     memcpy(p, all, (size_t)n * sizeof *p);
 }
 
-INLINE vec broadcast4(const int8_t *p) {
-    int32_t four;
-    memcpy(&four, p, 4);
-    return v_set32(four);
+INLINE vec v_repeat4(const int8_t *p) { return v_set32(four_codes(p)); }
+INLINE vec v_repeat8(const int8_t *p) { return _mm256_set1_epi64x(eight_codes(p)); }
+
+/* Neighbours added up: the four lanes of either become two of each. `most`: the largest sum that goes in. */
+INLINE vec pairs_added(vec p, vec q, int most) {
+    if (most > INT16_MAX) return _mm256_hadd_epi32(p, q);
+    return _mm256_madd_epi16(_mm256_packs_epi32(p, q), _mm256_set1_epi16(1));
 }
 
-/* sum += products of 8 rows' next four codes with the four at `four`. AVX-VNNI has one instruction for that, of unsigned
- * codes; AVX-512 has it too, encoded otherwise. */
+/* sum += products of the codes in w and a, four to a dword. AVX-VNNI has one instruction for that, of unsigned codes;
+ * AVX-512 has it too, encoded otherwise. */
 #if defined(__AVXVNNI__) || (defined(__AVX512VNNI__) && defined(__AVX512VL__))
 #include "wide_sums.h"
 #define BIAS_LOG2(bits) 7
-INLINE vec add_products(vec sum, vec w, const int8_t *four, int bits) {
+INLINE vec add_products(vec sum, vec w, vec a, int bits) {
     (void)bits;
 #if defined(__AVXVNNI__)
-    return _mm256_dpbusd_avx_epi32(sum, w, broadcast4(four));
+    return _mm256_dpbusd_avx_epi32(sum, w, a);
 #else
-    return _mm256_dpbusd_epi32(sum, w, broadcast4(four));
+    return _mm256_dpbusd_epi32(sum, w, a);
 #endif
 }
 #else
 #include "narrow_sums.h"
-INLINE vec add_products(vec sum, vec w, const int8_t *four, int bits) {
-    const vec a = broadcast4(four);
+INLINE vec add_products(vec sum, vec w, vec a, int bits) {
     const vec pairs = bits < 8 ? _mm256_maddubs_epi16(w, a)
                                : _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(a, w));
     sum = _mm256_add_epi16(sum, pairs);
@@ -88,20 +87,11 @@ INLINE vec add_where(vec v, vec flags, vec bits, vec value) {
     return v_add8(v, v_and(_mm256_cmpeq_epi8(v_and(flags, bits), bits), value));
 }
 
-INLINE __m128i load_16(const uint8_t *p) { return _mm_loadu_si128((const __m128i *)(const void *)p); }
-
 /* 16 bytes of rows i and i + 4. */
-INLINE vec load_every_fourth(const lc_rows row, size_t at, int i) {
-    return _mm256_inserti128_si256(_mm256_castsi128_si256(load_16(row[i] + at)), load_16(row[i + 4] + at), 1);
-}
+INLINE vec load_every_fourth(const lc_rows row, size_t at, int i) { return two_16(row[i] + at, row[i + 4] + at); }
 
-INLINE vec gather(const int32_t v[VEC_ROWS]) {
-    return _mm256_setr_epi32(v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7]);
-}
-
-INLINE fvec float_halves(const int16_t h[VEC_ROWS]) {
-    return _mm256_cvtph_ps(_mm_setr_epi16(h[0], h[1], h[2], h[3], h[4], h[5], h[6], h[7]));
-}
+INLINE fvec load_halves(const lc_rows row, size_t at) { return _mm256_cvtph_ps(eight_halves(row, at)); }
+INLINE vec load_dword(const lc_rows row, size_t at) { return eight_dwords(row, at); }
 
 /* The half in the low 16 bits of each dword. */
 INLINE fvec halves_of(vec dwords) {

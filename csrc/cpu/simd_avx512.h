@@ -2,13 +2,10 @@
 #ifndef LC_SIMD_AVX512_H
 #define LC_SIMD_AVX512_H
 
-#include <immintrin.h>
-#include <stdint.h>
 #include <string.h>
 
 #include "kernel_table.h"
-
-#define INLINE static inline __attribute__((always_inline))
+#include "simd_x86.h"
 
 enum { VEC_ROWS = 16, TILE_ROWS = 16 };
 
@@ -47,23 +44,26 @@ typedef const uint8_t *lc_rows[VEC_ROWS];
 
 INLINE void f_store_first(float *p, int n, fvec x) { _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), x); }
 
-/* sum += products of 16 rows' next four codes with the four at `four`. */
+INLINE vec v_repeat4(const int8_t *p) { return v_set32(four_codes(p)); }
+INLINE vec v_repeat8(const int8_t *p) { return _mm512_set1_epi64(eight_codes(p)); }
+
+/* Neighbours added up: the four lanes of either become two of each. `most`: the largest sum that goes in. */
+INLINE vec pairs_added(vec p, vec q, int most) {
+    if (most <= INT16_MAX) return _mm512_madd_epi16(_mm512_packs_epi32(p, q), _mm512_set1_epi16(1));
+    const __m512 x = _mm512_castsi512_ps(p), y = _mm512_castsi512_ps(q);
+    return _mm512_add_epi32(_mm512_castps_si512(_mm512_shuffle_ps(x, y, 0x88)),
+                            _mm512_castps_si512(_mm512_shuffle_ps(x, y, 0xDD)));
+}
+
+/* sum += products of the codes in w and a, four to a dword. */
 #if defined(__AVX512VNNI__)
 #define READ_ALONG /* see matvec_along.h */
 #include "wide_sums.h"
 #define BIAS_LOG2(bits) 7
-/* The instruction broadcasts the token's codes from memory; no intrinsic says that. */
-INLINE vec add_products(vec sum, vec w, const int8_t *four, int bits) {
-    (void)bits;
-    __asm__("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(w), "m"(*(const int32_t *)(const void *)four));
-    return sum;
-}
+INLINE vec add_products(vec sum, vec w, vec a, int bits) { return (void)bits, _mm512_dpbusd_epi32(sum, w, a); }
 #else
 #include "narrow_sums.h"
-INLINE vec add_products(vec sum, vec w, const int8_t *four, int bits) {
-    int32_t dword;
-    memcpy(&dword, four, 4);
-    const vec a = v_set32(dword);
+INLINE vec add_products(vec sum, vec w, vec a, int bits) {
     const vec pairs = bits < 8 ? _mm512_maddubs_epi16(w, a)
                                : _mm512_maddubs_epi16(_mm512_abs_epi8(w),
                                                       _mm512_mask_sub_epi8(a, _mm512_movepi8_mask(w), v_set32(0), a));
@@ -80,54 +80,18 @@ INLINE vec add_where(vec v, vec flags, vec bits, vec value) {
     return _mm512_mask_add_epi8(v, _mm512_test_epi8_mask(flags, bits), v, value);
 }
 
-INLINE __m128i load_16(const uint8_t *p) { return _mm_loadu_si128((const __m128i *)(const void *)p); }
-
 /* 16 bytes of rows i, i + 4, i + 8 and i + 12. */
 INLINE vec load_every_fourth(const lc_rows row, size_t at, int i) {
-    const __m256i low =
-        _mm256_inserti128_si256(_mm256_castsi128_si256(load_16(row[i] + at)), load_16(row[i + 4] + at), 1);
-    const __m256i high =
-        _mm256_inserti128_si256(_mm256_castsi128_si256(load_16(row[i + 8] + at)), load_16(row[i + 12] + at), 1);
+    const __m256i low = two_16(row[i] + at, row[i + 4] + at), high = two_16(row[i + 8] + at, row[i + 12] + at);
     return _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
 }
 
-/* Puts what is at `p` into place i; compilers would take it there through another register, or memory. */
-#define INSERT(code, v, p, i) \
-    __asm__(code " %2, %1, %0, %0" : "+x"(v) : "m"(*(const uint8_t(*)[4])(const void *)(p)), "i"(i))
-
-#define HAS_LOADS /* load_halves and load_dword, else made of float_halves and gather */
-
-/* Eight rows' halves. */
-INLINE __m128i eight_halves(const uint8_t *const *row, size_t at) {
-    __m128i v = _mm_setzero_si128();
-    INSERT("vpinsrw", v, row[0] + at, 0);
-    INSERT("vpinsrw", v, row[1] + at, 1);
-    INSERT("vpinsrw", v, row[2] + at, 2);
-    INSERT("vpinsrw", v, row[3] + at, 3);
-    INSERT("vpinsrw", v, row[4] + at, 4);
-    INSERT("vpinsrw", v, row[5] + at, 5);
-    INSERT("vpinsrw", v, row[6] + at, 6);
-    INSERT("vpinsrw", v, row[7] + at, 7);
-    return v;
-}
 INLINE fvec load_halves(const lc_rows row, size_t at) {
     return _mm512_cvtph_ps(_mm256_set_m128i(eight_halves(row + 8, at), eight_halves(row, at)));
 }
-
-INLINE __m128i four_dwords(const uint8_t *const *row, size_t at) {
-    __m128i v = _mm_setzero_si128();
-    INSERT("vpinsrd", v, row[0] + at, 0);
-    INSERT("vpinsrd", v, row[1] + at, 1);
-    INSERT("vpinsrd", v, row[2] + at, 2);
-    INSERT("vpinsrd", v, row[3] + at, 3);
-    return v;
-}
 INLINE vec load_dword(const lc_rows row, size_t at) {
-    const __m256i low = _mm256_set_m128i(four_dwords(row + 4, at), four_dwords(row, at));
-    const __m256i high = _mm256_set_m128i(four_dwords(row + 12, at), four_dwords(row + 8, at));
-    return _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
+    return _mm512_inserti64x4(_mm512_castsi256_si512(eight_dwords(row, at)), eight_dwords(row + 8, at), 1);
 }
-
 
 /* The half in the low 16 bits of each dword. */
 INLINE fvec halves_of(vec dwords) { return _mm512_cvtph_ps(_mm512_cvtepi32_epi16(dwords)); }

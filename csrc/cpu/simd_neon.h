@@ -58,22 +58,26 @@ INLINE void f_store_first(float *p, int n, fvec x) {
     memcpy(p, all, (size_t)n * sizeof *p);
 }
 
-INLINE int8x16_t broadcast4(const int8_t *p) {
+INLINE vec v_repeat4(const int8_t *p) {
     int32_t four;
     memcpy(&four, p, 4);
-    return vreinterpretq_s8_s32(vdupq_n_s32(four));
+    return vdupq_n_s32(four);
 }
+INLINE vec v_repeat8(const int8_t *p) { return vreinterpretq_s32_s8(vcombine_s8(vld1_s8(p), vld1_s8(p))); }
 
-/* sum += products of 4 rows' next four codes with the four at `four`, signed all of them. */
+/* Neighbours added up: the four lanes of either become two of each. */
+INLINE vec pairs_added(vec p, vec q, int most) { return (void)most, vpaddq_s32(p, q); }
+
+/* sum += products of the codes in w and a, four to a dword, signed all of them. */
 #include "wide_sums.h"
 #define BIAS_LOG2(bits) (-1)
-INLINE vec add_products(vec sum, vec w, const int8_t *four, int bits) {
+INLINE vec add_products(vec sum, vec w, vec a, int bits) {
     (void)bits;
-    const int8x16_t codes = AS_8(w), a = broadcast4(four);
+    const int8x16_t codes = AS_8(w), others = AS_8(a);
 #if defined(__ARM_FEATURE_DOTPROD)
-    return vdotq_s32(sum, codes, a);
+    return vdotq_s32(sum, codes, others);
 #else
-    const int16x8_t low = vmull_s8(vget_low_s8(codes), vget_low_s8(a)), high = vmull_high_s8(codes, a);
+    const int16x8_t low = vmull_s8(vget_low_s8(codes), vget_low_s8(others)), high = vmull_high_s8(codes, others);
     return vpadalq_s16(sum, vpaddq_s16(low, high)); /* two products are at most 2 · 128 · 127 */
 #endif
 }
@@ -87,9 +91,16 @@ INLINE vec add_where(vec v, vec flags, vec bits, vec value) {
 /* 16 bytes of row i. */
 INLINE vec load_every_fourth(const lc_rows row, size_t at, int i) { return v_load(row[i] + at); }
 
-INLINE vec gather(const int32_t v[VEC_ROWS]) { return vld1q_s32(v); }
-
-INLINE fvec float_halves(const int16_t h[VEC_ROWS]) { return vcvt_f32_f16(vreinterpret_f16_s16(vld1_s16(h))); }
+INLINE vec load_dword(const lc_rows row, size_t at) {
+    int32_t v[VEC_ROWS];
+    for (int r = 0; r < VEC_ROWS; r++) memcpy(&v[r], row[r] + at, 4);
+    return vld1q_s32(v);
+}
+INLINE fvec load_halves(const lc_rows row, size_t at) {
+    int16_t h[VEC_ROWS];
+    for (int r = 0; r < VEC_ROWS; r++) memcpy(&h[r], row[r] + at, 2);
+    return vcvt_f32_f16(vreinterpret_f16_s16(vld1_s16(h)));
+}
 
 /* The half in the low 16 bits of each dword. */
 INLINE fvec halves_of(vec dwords) { return vcvt_f32_f16(vreinterpret_f16_s16(vmovn_s32(dwords))); }

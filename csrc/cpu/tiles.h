@@ -26,7 +26,7 @@ INLINE void tile(const lc_panel *panel, const lc_q8_block *x, int n, float *c, i
                 for (int t = 0; t < n_tokens; t++)
                     for (int v = 0; v < TILE_VECS; v++) {
                         const vec start = HAS_WIDE_SUMS ? less_bias_of(bias + t, bits, has_min) : zero;
-                        part[t][v] = add_products(i == 0 ? start : part[t][v], codes[v], a + 4 * t, bits);
+                        part[t][v] = add_products(i == 0 ? start : part[t][v], codes[v], v_repeat4(a + 4 * t), bits);
                     }
             }
             for (int t = 0; t < n_tokens; t++)
