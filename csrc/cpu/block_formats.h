@@ -16,6 +16,9 @@
 
 #include "kernel_table.h"
 
+/* Sums are kept in registers only if every loop over them is. */
+#define UNROLLED _Pragma("GCC unroll 8")
+
 #define FOR_2(f, ...) f(__VA_ARGS__, 0), f(__VA_ARGS__, 1)
 #define FOR_4(f, ...) FOR_2(f, __VA_ARGS__), f(__VA_ARGS__, 2), f(__VA_ARGS__, 3)
 #define FOR_8(f, ...) FOR_4(f, __VA_ARGS__), f(__VA_ARGS__, 4), f(__VA_ARGS__, 5), f(__VA_ARGS__, 6), f(__VA_ARGS__, 7)
@@ -210,8 +213,8 @@ typedef struct sink {
     const lc_q8_block *x; /* the token of products, */
     int first;            /* the number of this block's first group in the row, */
     fvec total;           /* and what the groups before have given */
-    const uint8_t *ahead; /* what to ask memory for next, */
-    int ahead_bytes;      /* so many bytes with every quad: requests in a burst get lost */
+    const uint8_t *ahead;       /* what to ask memory for next, */
+    int lines, n_quads, quad_i; /* so many lines of it, evenly with so many quads: requests in a burst get lost */
     half_sums half_sum[16]; /* of groups that are under way, the first half of each before the second; */
     vec sum[16];        /* sums of all of a group's codes */
 } sink;
@@ -222,13 +225,20 @@ INLINE void put_bf16(sink *to, int first, quad q);
 
 INLINE void ask_ahead(sink *to, const uint8_t *ahead, int block_bytes, int block_elems) {
     to->ahead = ahead;
-    to->ahead_bytes = VEC_ROWS * block_bytes * 16 / block_elems;
+    to->lines = (VEC_ROWS * block_bytes + LC_LINE - 1) / LC_LINE;
+    to->n_quads = block_elems / 16;
+    to->quad_i = 0;
+}
+/* Where compilers would gather the requests, v keeps each in its place. */
+INLINE vec ask_lines(sink *to, vec v) {
+    const int i = to->quad_i++, first = i * to->lines / to->n_quads, end = (i + 1) * to->lines / to->n_quads;
+    UNROLLED for (int line = first; line < end; line++) FETCH_WITH(v, to->ahead + line * LC_LINE);
+    return v;
 }
 
 /* 16 codes of each row, from number `first` of the block on. */
 INLINE void put_quad(sink *to, int sub, int first, quad q) {
-    lc_fetch(to->ahead, (size_t)to->ahead_bytes);
-    to->ahead += to->ahead_bytes;
+    q.k0 = ask_lines(to, q.k0);
 #if defined(HAS_BF16)
     if (sub == IN_BF16) {
         put_bf16(to, first, q);

@@ -26,6 +26,7 @@
 
 enum {
     LC_GROUP = 32,           /* activations that share a scale */
+    LC_LINE = 64,            /* bytes that come from memory together */
     LC_CODE_BIAS = 128,      /* what makes any signed code unsigned */
     LC_PANEL_ELEMS = 512,    /* most values of a row in a panel; a multiple of every format's block */
     LC_MAX_TILE_ROWS = 16,
@@ -82,12 +83,9 @@ typedef struct lc_panel {
     float *mins;    /* [n / sub][tile_rows]; only where the format has minimums */
 } lc_panel;
 
-/* Asks for the lines that begin in n bytes to be brought into the second-level cache, so that stretches one after another
- * ask for each line once; the address need not be valid. */
+/* Asks for n bytes to be brought into the second-level cache; the address need not be valid. */
 static inline void lc_fetch(const uint8_t *p, size_t n) {
-    enum { LINE = 64 };
-    const uint8_t *end = p + n;
-    for (p += -(uintptr_t)p % LINE; p < end; p += LINE) __builtin_prefetch(p, 0, 2);
+    for (size_t i = 0; i < n; i += LC_LINE) __builtin_prefetch(p + i, 0, 2);
 }
 
 /* c[t * ldc + r] += row r of the panel . token t, for n values, all rows of the tile, all tokens of the block. */

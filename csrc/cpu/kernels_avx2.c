@@ -1,4 +1,4 @@
-/* AVX2 with FMA and F16C; with AVX-VNNI where the compiler may use it. Tiles hold 16 rows, in the lanes of two registers, and 4 tokens. */
+/* AVX2 with FMA and F16C; with AVX-VNNI where the compiler may use it. Tiles hold 16 rows, in the lanes of two registers, and 5 tokens. */
 #include <immintrin.h>
 #include <math.h>
 #include <string.h>
@@ -7,8 +7,6 @@
 #include "simd_avx2.h"
 #include "block_kernels.h"
 #include "peaks.h"
-
-enum { TILE_TOKENS = 4 };
 
 INLINE float sum_f32(__m256 x) {
     __m128 s = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));

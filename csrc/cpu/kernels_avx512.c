@@ -134,7 +134,6 @@ DEFINE_TILE(tile_16_min, 16, 1)
 
 #define USE_TILES lc_use_tiles(table, tile_32, tile_16, tile_32_min, tile_16_min);
 #else
-enum { TILE_TOKENS = 4 };
 #include "tiles.h"
 #endif
 

@@ -1,16 +1,13 @@
 /* Tile kernels for instruction sets with 16 registers, and for those whose products are widened later (narrow_sums.h).
- * Included after block_kernels.h by a file that has TILE_TOKENS. Registers hold the sums of a group of codes; totals wait
- * in memory. */
+ * Included after block_kernels.h. Registers hold the sums of a group of codes; totals wait in memory. */
 #ifndef LC_TILES_H
 #define LC_TILES_H
 
-/* Sums are kept in registers only if every loop over them is. */
-#define UNROLLED _Pragma("GCC unroll 8")
+enum { TILE_TOKENS = 5, TILE_VECS = TILE_ROWS / VEC_ROWS };
 
-enum { TILE_VECS = TILE_ROWS / VEC_ROWS };
-
-INLINE void tile(const lc_panel *panel, const lc_q8_block *x, int n, float *c, int ldc, int n_tokens, int sub, int has_min,
-                 int bits) {
+/* n_vecs times VEC_ROWS rows of the tile, from number v0 on. */
+INLINE void tile_vecs(const lc_panel *panel, const lc_q8_block *x, int n, float *c, int ldc, int n_tokens, int sub,
+                      int has_min, int bits, int v0, int n_vecs) {
     const int fit = steps_that_fit(bits), at_once = fit < sub / 4 ? fit : sub / 4;
     const vec zero = v_set32(0);
     const uint8_t *w = panel->codes;
@@ -22,15 +19,15 @@ INLINE void tile(const lc_panel *panel, const lc_q8_block *x, int n, float *c, i
             vec part[TILE_TOKENS][TILE_VECS];
             UNROLLED for (int i = 0; i < at_once; i++, w += 4 * TILE_ROWS, a += 4 * n_tokens) {
                 vec codes[TILE_VECS];
-                for (int v = 0; v < TILE_VECS; v++) codes[v] = v_load(w + 4 * VEC_ROWS * v);
+                for (int v = v0; v < v0 + n_vecs; v++) codes[v] = v_load(w + 4 * VEC_ROWS * v);
                 for (int t = 0; t < n_tokens; t++)
-                    for (int v = 0; v < TILE_VECS; v++) {
+                    for (int v = v0; v < v0 + n_vecs; v++) {
                         const vec start = HAS_WIDE_SUMS ? less_bias_of(bias + t, bits, has_min) : zero;
                         part[t][v] = add_products(i == 0 ? start : part[t][v], codes[v], v_repeat4(a + 4 * t), bits);
                     }
             }
             for (int t = 0; t < n_tokens; t++)
-                for (int v = 0; v < TILE_VECS; v++) {
+                for (int v = v0; v < v0 + n_vecs; v++) {
                     const vec wide = widened(part[t][v]);
                     sum[t][v] = k == 0 ? wide : v_add32(sum[t][v], wide);
                     KEEP_ORDER(sum[t][v]);
@@ -38,7 +35,7 @@ INLINE void tile(const lc_panel *panel, const lc_q8_block *x, int n, float *c, i
         }
         const float *a_scale = x->scales + s * sub / LC_GROUP * n_tokens;
         const float *a_sum = (sub == 32 ? x->sums32 : x->sums16) + s * n_tokens;
-        for (int v = 0; v < TILE_VECS; v++) {
+        for (int v = v0; v < v0 + n_vecs; v++) {
             const int at = s * TILE_ROWS + v * VEC_ROWS;
             const fvec scale = f_load(panel->scales + at);
             for (int t = 0; t < n_tokens; t++) {
@@ -53,6 +50,14 @@ INLINE void tile(const lc_panel *panel, const lc_q8_block *x, int n, float *c, i
     }
 }
 
+/* Signed products take registers for what they are made of, so there a register of rows after the other. */
+INLINE void tile(const lc_panel *panel, const lc_q8_block *x, int n, float *c, int ldc, int n_tokens, int sub, int has_min,
+                 int bits) {
+    const int at_once = HAS_WIDE_SUMS || bits < 8 ? TILE_VECS : 1;
+    UNROLLED for (int v = 0; v < TILE_VECS; v += at_once)
+        tile_vecs(panel, x, n, c, ldc, n_tokens, sub, has_min, bits, v, at_once);
+}
+
 /* tile_SUB_MIN_BITS */
 #define DEFINE_TILE(sub, has_min, bits)                                                                                 \
     static void tile_##sub##_##has_min##_##bits(const lc_panel *panel, const lc_q8_block *x, int n, float *c, int ldc) { \
@@ -60,7 +65,8 @@ INLINE void tile(const lc_panel *panel, const lc_q8_block *x, int n, float *c, i
         case 1: tile(panel, x, n, c, ldc, 1, sub, has_min, bits); break;                                                \
         case 2: tile(panel, x, n, c, ldc, 2, sub, has_min, bits); break;                                                \
         case 3: tile(panel, x, n, c, ldc, 3, sub, has_min, bits); break;                                                \
-        default: tile(panel, x, n, c, ldc, 4, sub, has_min, bits);                                                      \
+        case 4: tile(panel, x, n, c, ldc, 4, sub, has_min, bits); break;                                                \
+        default: tile(panel, x, n, c, ldc, TILE_TOKENS, sub, has_min, bits);                                            \
         }                                                                                                               \
     }
 DEFINE_TILE(32, 0, 4)
