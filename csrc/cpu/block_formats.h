@@ -205,18 +205,18 @@ INLINE vec joined(half_sums sum, int sub, int bits, int has_min) {
 typedef struct sink {
     uint8_t *codes; /* of this block in the panel */
     float *scales, *mins;
-    int stride; /* from one scale of a row to its next */
-    int bits;    /* of a code */
-    int has_min; /* whether there are minimums */
+    int stride;     /* from one scale of a row to its next */
+    int bits;       /* of a code */
+    int has_min;    /* whether there are minimums */
     uint16_t *bf16; /* of this block in a panel of bf16, */
     int shared;     /* so many of which share a scale */
-    const lc_q8_block *x; /* the token of products, */
-    int first;            /* the number of this block's first group in the row, */
-    fvec total;           /* and what the groups before have given */
     const uint8_t *ahead;       /* what to ask memory for next, */
     int lines, n_quads, quad_i; /* so many lines of it, evenly with so many quads: requests in a burst get lost */
-    half_sums half_sum[16]; /* of groups that are under way, the first half of each before the second; */
-    vec sum[16];        /* sums of all of a group's codes */
+    const lc_q8_block *x;   /* the token of products, */
+    int first;              /* the number of this block's first group in the row, */
+    half_sums half_sum[16]; /* groups that are under way, the first half of each before the second, */
+    vec sum[16];            /* sums of all of a group's codes, */
+    fvec total;             /* and what the groups that have ended give */
 } sink;
 
 #if defined(HAS_BF16)
@@ -238,13 +238,13 @@ INLINE vec ask_lines(sink *to, vec v) {
 
 /* 16 codes of each row, from number `first` of the block on. */
 INLINE void put_quad(sink *to, int sub, int first, quad q) {
-    q.k0 = ask_lines(to, q.k0);
 #if defined(HAS_BF16)
     if (sub == IN_BF16) {
         put_bf16(to, first, q);
         return;
     }
 #endif
+    q.k0 = ask_lines(to, q.k0);
     if (sub > 0) {
         const half_sums none = {v_set32(0), v_set32(0)};
         half_sums *sum = &to->half_sum[first / sub];

@@ -59,7 +59,7 @@ INLINE void f_store_first(float *p, int n, fvec x) {
 }
 
 /* lc_fetch() of one line, after v was computed and before it is used. */
-#define FETCH_WITH(v, p) __asm__ volatile("prfm pldl2keep, %1" : "+w"(v) : "Q"(*(const uint8_t *)(p)))
+#define FETCH_WITH(v, p) __asm__ volatile("prfm pldl2keep, [%1]" : "+w"(v) : "r"(p))
 
 INLINE vec v_repeat4(const int8_t *p) {
     int32_t four;
