@@ -41,11 +41,16 @@ typedef struct quad {
 /* What becomes of a block's codes: a panel (of bf16), or products; then it is the number of codes that share a sum. */
 enum { IN_PANEL = 0, IN_BF16 = -1 };
 
-/* The 16 bytes at `at` of each row. */
+/* The 16 bytes at `at` of each row, in whose vector k stand rows k, k + 4, ... */
+INLINE quad load_rows(const lc_rows row, size_t at) {
+    return (quad){load_every_fourth(row, at, 0), load_every_fourth(row, at, 1), load_every_fourth(row, at, 2),
+                  load_every_fourth(row, at, 3)};
+}
+
 INLINE quad load_quad(const lc_rows row, size_t at) {
-    const vec q0 = load_every_fourth(row, at, 0), q1 = load_every_fourth(row, at, 1);
-    const vec q2 = load_every_fourth(row, at, 2), q3 = load_every_fourth(row, at, 3);
-    const vec a = v_unpacklo32(q0, q1), b = v_unpackhi32(q0, q1), c = v_unpacklo32(q2, q3), d = v_unpackhi32(q2, q3);
+    const quad q = load_rows(row, at);
+    const vec a = v_unpacklo32(q.k0, q.k1), b = v_unpackhi32(q.k0, q.k1);
+    const vec c = v_unpacklo32(q.k2, q.k3), d = v_unpackhi32(q.k2, q.k3);
     return (quad){v_unpacklo64(a, c), v_unpackhi64(a, c), v_unpacklo64(b, d), v_unpackhi64(b, d)};
 }
 
@@ -53,9 +58,8 @@ INLINE quad load_quad(const lc_rows row, size_t at) {
  * and 1, vectors 2 and 3 those of rows 2 and 3. */
 INLINE quad load_codes(const lc_rows row, size_t at, int sub) {
     if (sub <= 0) return load_quad(row, at);
-    const vec q0 = load_every_fourth(row, at, 0), q1 = load_every_fourth(row, at, 1);
-    const vec q2 = load_every_fourth(row, at, 2), q3 = load_every_fourth(row, at, 3);
-    return (quad){v_unpacklo64(q0, q1), v_unpackhi64(q0, q1), v_unpacklo64(q2, q3), v_unpackhi64(q2, q3)};
+    const quad q = load_rows(row, at);
+    return (quad){v_unpacklo64(q.k0, q.k1), v_unpackhi64(q.k0, q.k1), v_unpacklo64(q.k2, q.k3), v_unpackhi64(q.k2, q.k3)};
 }
 
 /* What codes of so many bits get added where kernels want them unsigned; codes of formats with minimums are. */
@@ -172,16 +176,13 @@ INLINE quad iq4_values(quad q) {
 
 /* --- products --------------------------------------------------------------------------------------------------- */
 
-/* Sums of two rows of every four, two dwords for each; where products are narrow (narrow_sums.h), of codes of less than 8
- * bits, they wait in 16 bits: a group's products fit. */
+/* Sums of two rows of every four, two dwords for each. If widen_later(), all of a group wait in what products are. */
 typedef struct half_sums {
     vec rows01, rows23;
 } half_sums;
 
-INLINE int is_narrow(int bits) { return !HAS_WIDE_SUMS && bits < 8; }
-
 INLINE vec dot8(vec sum, vec w, vec a, int bits) {
-    if (HAS_WIDE_SUMS || bits < 8) return add_products(sum, w, a, bits);
+    if (widen_later(bits)) return add_products(sum, w, a, bits);
     return v_add32(sum, widened(add_products(v_set32(0), w, a, bits)));
 }
 
@@ -195,7 +196,7 @@ INLINE half_sums dot16(half_sums sum, quad w, const int8_t *a, int bits) {
 
 /* Those of a group of `sub` codes, as one dword for each row. */
 INLINE vec joined(half_sums sum, int sub, int bits, int has_min) {
-    if (is_narrow(bits)) sum = (half_sums){widened(sum.rows01), widened(sum.rows23)};
+    if (widen_later(bits)) sum = (half_sums){widened(sum.rows01), widened(sum.rows23)};
     const int largest = has_min || BIAS_LOG2(bits) < bits ? (1 << bits) - 1 : UINT8_MAX;
     return pairs_added(sum.rows01, sum.rows23, sub / 2 * largest * 127);
 }

@@ -11,6 +11,9 @@ enum { HAS_WIDE_SUMS = 0 };
 
 #define BIAS_LOG2(bits) ((bits) < 8 ? (bits) - 1 : -1)
 
+/* Whether products of a group are added up before they are widened; a dword of a row's sums holds half of a group then. */
+INLINE int widen_later(int bits) { return bits < 8; }
+
 /* How many steps of four codes may be added up before a sum is widened: activations reach 127. */
 INLINE int steps_that_fit(int bits) { return bits < 8 ? INT16_MAX / (2 * 127 * ((1 << bits) - 1)) : 1; }
 

@@ -53,7 +53,7 @@ INLINE void tile_vecs(const lc_panel *panel, const lc_q8_block *x, int n, float 
 /* Signed products take registers for what they are made of, so there a register of rows after the other. */
 INLINE void tile(const lc_panel *panel, const lc_q8_block *x, int n, float *c, int ldc, int n_tokens, int sub, int has_min,
                  int bits) {
-    const int at_once = HAS_WIDE_SUMS || bits < 8 ? TILE_VECS : 1;
+    const int at_once = widen_later(bits) ? TILE_VECS : 1;
     UNROLLED for (int v = 0; v < TILE_VECS; v += at_once)
         tile_vecs(panel, x, n, c, ldc, n_tokens, sub, has_min, bits, v, at_once);
 }

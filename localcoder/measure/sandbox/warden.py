@@ -143,10 +143,10 @@ class Supervisor:
                 os._exit(1)
             if elapsed > limits.wall_s:
                 ending = "time"
+            elif len(below) > limits.n_processes:  # first: what forks shares memory, which is counted for each
+                ending = "processes"
             elif sum(p.rss_bytes for p in below) > limits.memory_bytes:
                 ending = "memory"
-            elif len(below) > limits.n_processes:
-                ending = "processes"
             elif tail.n_bytes > limits.output_bytes:
                 ending = "output"
             if ending != "exit":
