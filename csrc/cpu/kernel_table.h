@@ -38,7 +38,11 @@ enum {
     LC_BF16_PAIR = 2 * LC_BF16_SIDE,           /* Tiles come in pairs: so many tokens or rows, */
     LC_BF16_PAIR_VALUES = LC_BF16_PAIR * 32,   /* so much of them for 32 values each, */
     LC_BF16_PAIR_SUMS = 4 * LC_BF16_SUMS,      /* and the sums of two pairs */
-    LC_MAX_FEW_TOKENS = 4
+    LC_MAX_FEW_TOKENS = 4,
+    /* Rows of float types with many tokens: */
+    LC_DOT_SPAN = 2048,      /* so many values of a few tokens stay in cache while rows pass by, */
+    LC_DOT_STRETCH = 64,     /* and so many rows while tokens do; */
+    LC_DOT_SCRATCH = 6 * (LC_DOT_SPAN + 16 * LC_DOT_STRETCH) /* floats for at most 6 of those and their sums in 16 lanes */
 };
 
 /* Activations of `n_tokens` tokens (at most tile_tokens), rounded to q8. n is the length of a row. */
@@ -120,9 +124,9 @@ typedef void (*lc_matvec_fn)(const uint8_t *rows, size_t row_bytes, int n_rows, 
 
 /* y[t * ldy + r] = row r . x[t] for float types: n_rows rows that stand row_bytes apart, n_tokens rows of x, ldx
  * floats apart. Each sum runs in several lanes that are added in a fixed order at the end. `ahead` as above, from the
- * last few rows on. */
+ * last few rows on. scratch: LC_DOT_SCRATCH floats, aligned to cache lines. */
 typedef void (*lc_float_tile_fn)(const uint8_t *rows, size_t row_bytes, int n_rows, const float *x, size_t ldx,
-                                 int n_tokens, int n, const uint8_t *ahead, float *y, size_t ldy);
+                                 int n_tokens, int n, const uint8_t *ahead, float *scratch, float *y, size_t ldy);
 
 /* n blocks of values x, searched for the least squared error. w: a weight for each value, in w_blocks blocks that repeat
  * for ever, of which x starts at block `first`; NULL: all equal. False if a value is not finite: then some blocks may be

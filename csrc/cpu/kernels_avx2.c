@@ -62,38 +62,9 @@ INLINE __m256 load_bf16(const uint8_t *p) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(bits, 16));
 }
 
-typedef __m256 (*load_fn)(const uint8_t *);
-
-enum { DOT_ROWS = 4, DOT_TOKENS = 3, DOT_ROWS_ALONE = 2 };
-
-/* A block of n_rows x n_tokens sums; the last n % 8 values are copied beside zeros. */
-INLINE void dot_block(const uint8_t *rows, size_t row_bytes, const float *x, size_t ldx, int n, const uint8_t *ahead,
-                      float *y, size_t ldy, int n_rows, int n_tokens, load_fn load, size_t size) {
-    __m256 sum[DOT_ROWS][DOT_TOKENS];
-    for (int r = 0; r < n_rows; r++)
-        for (int t = 0; t < n_tokens; t++) sum[r][t] = _mm256_setzero_ps();
-    const int whole = n / 8 * 8;
-    for (int i = 0; i < whole; i += 8) {
-        if (ahead != NULL) lc_fetch(ahead + (size_t)(i * n_rows) * size, 8 * (size_t)n_rows * size);
-        __m256 v[DOT_TOKENS];
-        for (int t = 0; t < n_tokens; t++) v[t] = _mm256_loadu_ps(x + (size_t)t * ldx + i);
-        for (int r = 0; r < n_rows; r++) {
-            const __m256 w = load(rows + (size_t)r * row_bytes + (size_t)i * size);
-            for (int t = 0; t < n_tokens; t++) sum[r][t] = _mm256_fmadd_ps(w, v[t], sum[r][t]);
-        }
-    }
-    for (int r = 0; r < n_rows && whole < n; r++)
-        for (int t = 0; t < n_tokens; t++) {
-            uint8_t w_tail[32] = {0};
-            float x_tail[8] = {0};
-            memcpy(w_tail, rows + (size_t)r * row_bytes + (size_t)whole * size, (size_t)(n - whole) * size);
-            memcpy(x_tail, x + (size_t)t * ldx + whole, (size_t)(n - whole) * sizeof *x);
-            sum[r][t] = _mm256_fmadd_ps(load(w_tail), _mm256_loadu_ps(x_tail), sum[r][t]);
-        }
-    for (int r = 0; r < n_rows; r++)
-        for (int t = 0; t < n_tokens; t++) y[(size_t)t * ldy + (size_t)r] = sum_f32(sum[r][t]);
-}
-
+#define f_total sum_f32
+#define DOT_TOKENS 3
+enum { DOT_ROWS = 4, DOT_ROWS_ALONE = 2 };
 #include "dot_rows.h"
 
 /* --- rows ----------------------------------------------------------------------------------------------------- */

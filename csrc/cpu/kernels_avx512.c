@@ -139,36 +139,16 @@ DEFINE_TILE(tile_16_min, 16, 1)
 
 /* --- float types ---------------------------------------------------------------------------------------------- */
 
-typedef __m512 (*load_fn)(const uint8_t *, __mmask16);
-
-INLINE __m512 load_f32(const uint8_t *p, __mmask16 m) { return _mm512_maskz_loadu_ps(m, p); }
-INLINE __m512 load_f16(const uint8_t *p, __mmask16 m) { return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(m, p)); }
-INLINE __m512 load_bf16(const uint8_t *p, __mmask16 m) {
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(m, p)), 16));
+INLINE fvec load_f32(const uint8_t *p) { return _mm512_loadu_ps(p); }
+INLINE fvec load_f16(const uint8_t *p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)p)); }
+INLINE fvec load_bf16(const uint8_t *p) {
+    const __m256i bits = _mm256_loadu_si256((const __m256i *)(const void *)p);
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
 }
 
-enum { DOT_ROWS = 4, DOT_TOKENS = 4, DOT_ROWS_ALONE = 4 };
-
-/* A block of n_rows x n_tokens sums. */
-INLINE void dot_block(const uint8_t *rows, size_t row_bytes, const float *x, size_t ldx, int n, const uint8_t *ahead,
-                      float *y, size_t ldy, int n_rows, int n_tokens, load_fn load, size_t size) {
-    __m512 sum[DOT_ROWS][DOT_TOKENS];
-    for (int r = 0; r < n_rows; r++)
-        for (int t = 0; t < n_tokens; t++) sum[r][t] = _mm512_setzero_ps();
-    for (int i = 0; i < n; i += 16) {
-        if (ahead != NULL) lc_fetch(ahead + (size_t)(i * n_rows) * size, 16 * (size_t)n_rows * size);
-        const __mmask16 m = first(n - i);
-        __m512 w[DOT_ROWS];
-        for (int r = 0; r < n_rows; r++) w[r] = load(rows + (size_t)r * row_bytes + (size_t)i * size, m);
-        for (int t = 0; t < n_tokens; t++) {
-            const __m512 v = _mm512_maskz_loadu_ps(m, x + (size_t)t * ldx + i);
-            for (int r = 0; r < n_rows; r++) sum[r][t] = _mm512_fmadd_ps(w[r], v, sum[r][t]);
-        }
-    }
-    for (int r = 0; r < n_rows; r++)
-        for (int t = 0; t < n_tokens; t++) y[(size_t)t * ldy + (size_t)r] = _mm512_reduce_add_ps(sum[r][t]);
-}
-
+#define f_total _mm512_reduce_add_ps
+#define DOT_TOKENS 6
+enum { DOT_ROWS = 4, DOT_ROWS_ALONE = 4 };
 #include "dot_rows.h"
 
 /* --- rows ----------------------------------------------------------------------------------------------------- */

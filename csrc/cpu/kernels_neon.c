@@ -83,38 +83,9 @@ INLINE float32x4_t load_bf16(const uint8_t *p) {
     return vreinterpretq_f32_u32(vshll_n_u16(vreinterpret_u16_u8(vld1_u8(p)), 16));
 }
 
-typedef float32x4_t (*load_fn)(const uint8_t *);
-
-enum { DOT_ROWS = 4, DOT_TOKENS = 4, DOT_ROWS_ALONE = 4 };
-
-/* A block of n_rows x n_tokens sums, each in four lanes. */
-INLINE void dot_block(const uint8_t *rows, size_t row_bytes, const float *x, size_t ldx, int n, const uint8_t *ahead,
-                      float *y, size_t ldy, int n_rows, int n_tokens, load_fn load, size_t size) {
-    float32x4_t sum[DOT_ROWS][DOT_TOKENS];
-    for (int r = 0; r < n_rows; r++)
-        for (int t = 0; t < n_tokens; t++) sum[r][t] = vdupq_n_f32(0);
-    const int whole = n / 4 * 4;
-    for (int i = 0; i < n; i += 4) {
-        if (ahead != NULL) lc_fetch(ahead + (size_t)(i * n_rows) * size, 4 * (size_t)n_rows * size);
-        float32x4_t w[DOT_ROWS];
-        uint8_t w_tail[16] = {0};
-        float x_tail[4] = {0};
-        for (int r = 0; r < n_rows; r++) {
-            const uint8_t *from = rows + (size_t)r * row_bytes + (size_t)i * size;
-            if (i == whole) from = memcpy(w_tail, from, (size_t)(n - i) * size);
-            w[r] = load(from);
-        }
-        for (int t = 0; t < n_tokens; t++) {
-            const float *from = x + (size_t)t * ldx + i;
-            if (i == whole) from = memcpy(x_tail, from, (size_t)(n - i) * sizeof *x);
-            const float32x4_t v = vld1q_f32(from);
-            for (int r = 0; r < n_rows; r++) sum[r][t] = vfmaq_f32(sum[r][t], w[r], v);
-        }
-    }
-    for (int r = 0; r < n_rows; r++)
-        for (int t = 0; t < n_tokens; t++) y[(size_t)t * ldy + (size_t)r] = vaddvq_f32(sum[r][t]);
-}
-
+#define f_total vaddvq_f32
+#define DOT_TOKENS 4
+enum { DOT_ROWS = 4, DOT_ROWS_ALONE = 4 };
 #include "dot_rows.h"
 
 /* --- rows ----------------------------------------------------------------------------------------------------- */

@@ -87,8 +87,8 @@ static float load_bf16(const uint8_t *p) {
 
 #define DEFINE_DOT(name, load, size)                                                                              \
     static void name(const uint8_t *rows, size_t row_bytes, int n_rows, const float *x, size_t ldx, int n_tokens, \
-                     int n, const uint8_t *ahead, float *y, size_t ldy) {                                         \
-        (void)ahead;                                                                                              \
+                     int n, const uint8_t *ahead, float *scratch, float *y, size_t ldy) {                         \
+        (void)ahead, (void)scratch;                                                                               \
         for (int r = 0; r < n_rows; r++)                                                                          \
             for (int t = 0; t < n_tokens; t++) {                                                                  \
                 const uint8_t *w = rows + (size_t)r * row_bytes;                                                  \

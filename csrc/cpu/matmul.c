@@ -60,9 +60,10 @@ size_t lc_panel_bytes(const lc_kernels *kernels) {
 
 size_t lc_panels_bytes(const lc_kernels *kernels) {
     const size_t panel = lc_panel_bytes(kernels), all = LC_CHUNK_ROWS / (size_t)kernels->tile_rows * panel;
-    if (!lc_has_bf16(kernels)) return all;
+    const size_t of_floats = LC_DOT_SCRATCH * sizeof(float), most = all > of_floats ? all : of_floats;
+    if (!lc_has_bf16(kernels)) return most;
     const size_t in_bf16 = panel + LC_BF16_ROWS * LC_BF16_ELEMS * sizeof(uint16_t);
-    return in_bf16 > all ? in_bf16 : all;
+    return in_bf16 > most ? in_bf16 : most;
 }
 
 size_t lc_sums_bytes(const lc_kernels *kernels, int max_tokens) {
@@ -179,28 +180,17 @@ static void many_tokens_chunk(const lc_kernels *kernels, const lc_weight *weight
     }
 }
 
-/* Rows of a float type; tokens in stretches that stay in cache while the rows pass by. */
-static void float_rows(lc_float_tile_fn dot, const uint8_t *rows, size_t row_bytes, int n_rows, const float *x,
-                       int n_tokens, int n_in, const uint8_t *ahead, float *c) {
-    enum { X_BYTES = 1 << 18, FEWEST = 8 };
-    const size_t ldx = (size_t)n_in;
-    const int ldc = lc_sums_step(n_tokens);
-    int step = (int)(X_BYTES / (ldx * sizeof *x));
-    if (step < FEWEST) step = FEWEST;
-    for (int t = 0; t < n_tokens; t += step)
-        dot(rows, row_bytes, n_rows, x + (size_t)t * ldx, ldx, lc_at_most(n_tokens - t, step), n_in, ahead,
-            c + (size_t)t * (size_t)ldc, (size_t)ldc);
-}
-
 static void floats_chunk(const lc_kernels *kernels, const lc_weight *weight, const uint8_t *rows, size_t row_bytes,
                          int n_rows, const float *x, int n_tokens, const uint8_t *ahead,
                          const lc_matmul_scratch *scratch, float *c) {
     const int n_in = weight->n_in;
+    const size_t ldc = (size_t)lc_sums_step(n_tokens);
+    float *memory = (float *)(void *)scratch->panels;
     if (lc_format_of(weight->type)->unpack == NULL) {
         const lc_float_tile_fn dot = weight->type == LC_TYPE_F32   ? kernels->dot_f32
                                      : weight->type == LC_TYPE_F16 ? kernels->dot_f16
                                                                    : kernels->dot_bf16;
-        float_rows(dot, rows, row_bytes, n_rows, x, n_tokens, n_in, ahead, c);
+        dot(rows, row_bytes, n_rows, x, (size_t)n_in, n_tokens, n_in, ahead, memory, c, ldc);
         return;
     }
     const uint8_t *made = (const uint8_t *)scratch->rows;
@@ -209,7 +199,8 @@ static void floats_chunk(const lc_kernels *kernels, const lc_weight *weight, con
         for (int i = 0; i < n; i++)
             lc_dequantize_row(weight->type, rows + (size_t)(r + i) * row_bytes, weight->grid, n_in,
                               scratch->rows + (size_t)i * (size_t)n_in);
-        float_rows(kernels->dot_f32, made, (size_t)n_in * sizeof *scratch->rows, n, x, n_tokens, n_in, made, c + r);
+        kernels->dot_f32(made, (size_t)n_in * sizeof *scratch->rows, n, x, (size_t)n_in, n_tokens, n_in, made, memory, c + r,
+                         ldc);
     }
 }
 

@@ -178,25 +178,62 @@ static void test_exp(const lc_kernels *k) {
     free(a), free(b);
 }
 
+/* Rows of a float type: 0 float32, 1 half, 2 bf16. */
+static uint8_t *random_float_rows(int type, int n_values) {
+    const size_t size = type == 0 ? 4 : 2;
+    uint8_t *rows = take((size_t)n_values * size);
+    for (int j = 0; j < n_values; j++) {
+        const float w = random_float();
+        const uint16_t bits = type == 1 ? lc_float_to_half(w) : lc_float_to_bf16(w);
+        memcpy(rows + (size_t)j * size, type == 0 ? (const void *)&w : &bits, size);
+    }
+    return rows;
+}
+
 static void test_float_dots(const lc_kernels *k) {
     const lc_float_tile_fn mine[] = {k->dot_f32, k->dot_f16, k->dot_bf16};
     const lc_float_tile_fn plain[] = {ref.dot_f32, ref.dot_f16, ref.dot_bf16};
+    float *scratch = lc_alloc(LC_DOT_SCRATCH * sizeof(float));
+    memset(scratch, 0xFF, LC_DOT_SCRATCH * sizeof(float));
     for (int type = 0; type < 3; type++)
         for (int i = 0; i < N_LENGTHS; i++) {
-            const int n = LENGTHS[i], n_rows = 1 + i % 6, n_tokens = 1 + i * 5 % 7, size = type == 0 ? 4 : 2;
-            uint8_t *rows = take((size_t)(n_rows * n * size));
-            for (int j = 0; j < n_rows * n; j++) {
-                const float w = random_float();
-                const uint16_t bits = type == 1 ? lc_float_to_half(w) : lc_float_to_bf16(w);
-                memcpy(rows + j * size, type == 0 ? (const void *)&w : &bits, (size_t)size);
-            }
+            const int n = LENGTHS[i], n_rows = 1 + i % 6, n_tokens = 1 + i * 5 % 17, size = type == 0 ? 4 : 2;
+            uint8_t *rows = random_float_rows(type, n_rows * n);
             float *x = random_floats((size_t)(n * n_tokens));
             float *a = take((size_t)(n_rows * n_tokens) * 4), *b = take((size_t)(n_rows * n_tokens) * 4);
-            mine[type](rows, (size_t)(n * size), n_rows, x, (size_t)n, n_tokens, n, rows, a, (size_t)n_rows);
-            plain[type](rows, (size_t)(n * size), n_rows, x, (size_t)n, n_tokens, n, rows, b, (size_t)n_rows);
+            mine[type](rows, (size_t)(n * size), n_rows, x, (size_t)n, n_tokens, n, rows, scratch, a, (size_t)n_rows);
+            plain[type](rows, (size_t)(n * size), n_rows, x, (size_t)n, n_tokens, n, rows, scratch, b, (size_t)n_rows);
             CHECK(all_close(a, b, (size_t)(n_rows * n_tokens), 2e-6f), "%s dot type %d length %d", k->isa, type, n);
             free(rows), free(x), free(a), free(b);
         }
+    lc_free(scratch);
+}
+
+/* Of many rows and tokens, each sum is what it is for a row and a token alone. */
+static void test_many_float_dots(const lc_kernels *k) {
+    enum { N_ROWS = LC_DOT_STRETCH + 7, N_TOKENS = 17 };
+    static const int LONG[] = {20, LC_DOT_SPAN, 2 * LC_DOT_SPAN + 37};
+    const lc_float_tile_fn dot[] = {k->dot_f32, k->dot_f16, k->dot_bf16};
+    float *scratch = lc_alloc(LC_DOT_SCRATCH * sizeof(float)), *y = take(N_ROWS * N_TOKENS * sizeof(float));
+    memset(scratch, 0xFF, LC_DOT_SCRATCH * sizeof(float));
+    for (int type = 0; type < 3; type++)
+        for (int i = 0; i < 3; i++) {
+            const int n = LONG[i];
+            const size_t row_bytes = (size_t)(n * (type == 0 ? 4 : 2)), ldx = (size_t)n;
+            uint8_t *rows = random_float_rows(type, N_ROWS * n);
+            float *x = random_floats((size_t)(n * N_TOKENS));
+            dot[type](rows, row_bytes, N_ROWS, x, ldx, N_TOKENS, n, rows, scratch, y, N_ROWS);
+            for (int r = 0; r < N_ROWS; r++)
+                for (int t = 0; t < N_TOKENS; t++) {
+                    float alone;
+                    dot[type](rows + (size_t)r * row_bytes, row_bytes, 1, x + (size_t)t * ldx, ldx, 1, n, rows, scratch,
+                              &alone, 1);
+                    CHECK(same(&alone, y + t * N_ROWS + r, 1), "%s dot type %d length %d row %d token %d", k->isa, type, n,
+                          r, t);
+                }
+            free(rows), free(x);
+        }
+    lc_free(scratch), free(y);
 }
 
 /* Rounded activations of `n_tokens` tokens in memory of just the right size. */
@@ -427,6 +464,7 @@ int main(void) {
         test_attention(&kernels);
         test_exp(&kernels);
         test_float_dots(&kernels);
+        test_many_float_dots(&kernels);
         test_quantize_q8(&kernels);
         for (int32_t type = 0; type < LC_TYPE_END; type++) {
             const lc_format *format = lc_format_of(type);
