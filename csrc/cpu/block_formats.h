@@ -38,8 +38,11 @@ typedef struct quad {
     vec k0, k1, k2, k3;
 } quad;
 
-/* What becomes of a block's codes: a panel (of bf16), or products; then it is the number of codes that share a sum. */
+/* What becomes of a block's codes: a panel (of bf16), or products with one token; then it is the number of codes that share
+ * a sum. FOR_TOKENS of that number are products with several. */
 enum { IN_PANEL = 0, IN_BF16 = -1 };
+#define FOR_TOKENS(sub) (-(sub))
+#define IS_FOR_TOKENS(sub) ((sub) < IN_BF16)
 
 /* The 16 bytes at `at` of each row, in whose vector k stand rows k, k + 4, ... */
 INLINE quad load_rows(const lc_rows row, size_t at) {
@@ -213,11 +216,14 @@ typedef struct sink {
     int shared;     /* so many of which share a scale */
     const uint8_t *ahead;       /* what to ask memory for next, */
     int lines, n_quads, quad_i; /* so many lines of it, evenly with so many quads: requests in a burst get lost */
-    const lc_q8_block *x;   /* the token of products, */
+    const uint8_t *const *row;  /* and what to bring from the second-level cache into the first: */
+    size_t next, next_bytes;    /* so many bytes of every row */
+    const lc_q8_block *x;   /* the tokens of products, */
+    int n_tokens;           /* so many, */
     int first;              /* the number of this block's first group in the row, */
     half_sums half_sum[16]; /* groups that are under way, the first half of each before the second, */
-    vec sum[16];            /* sums of all of a group's codes, */
-    fvec total;             /* and what the groups that have ended give */
+    vec sum[16][LC_MAX_FEW_TOKENS]; /* sums of all of a group's codes, */
+    fvec total[LC_MAX_FEW_TOKENS];  /* and what the groups that have ended give */
 } sink;
 
 #if defined(HAS_BF16)
@@ -237,6 +243,35 @@ INLINE vec ask_lines(sink *to, vec v) {
     return v;
 }
 
+/* What takes the bias out of the sums of token t with group `at` of the row. */
+INLINE vec less_bias(const sink *to, int sub, int t, int at) {
+    return less_bias_of((sub == 32 ? to->x[t].bias32 : to->x[t].bias16) + at, to->bits, to->has_min);
+}
+
+#if FEW_TOKENS > 1
+/* Called before ask_lines(). */
+INLINE vec bring_rows(const sink *to, vec v) {
+    const int i = to->quad_i, first = i * VEC_ROWS / to->n_quads, end = (i + 1) * VEC_ROWS / to->n_quads;
+    UNROLLED for (int r = first; r < end; r++)
+        UNROLLED for (size_t k = LC_LINE - 1; k < to->next_bytes + LC_LINE - 1; k += LC_LINE)
+            BRING_WITH(v, to->row[r] + to->next + k);
+    return v;
+}
+
+/* Adds what 16 codes of each row, from number `first` of the block on, give with token t. */
+INLINE void dot_token(sink *to, int sub, int first, quad q, int t) {
+    if (t >= to->n_tokens) return;
+    const int group = first / sub;
+    const int8_t *a = to->x[t].codes + to->first * sub + first;
+    vec sum = first % sub == 0 ? less_bias(to, sub, t, to->first + group) : to->sum[group][t];
+    ADD_FOUR(sum, q.k0, a);
+    ADD_FOUR(sum, q.k1, a + 4);
+    ADD_FOUR(sum, q.k2, a + 8);
+    ADD_FOUR(sum, q.k3, a + 12);
+    to->sum[group][t] = sum;
+}
+#endif
+
 /* 16 codes of each row, from number `first` of the block on. */
 INLINE void put_quad(sink *to, int sub, int first, quad q) {
 #if defined(HAS_BF16)
@@ -245,12 +280,20 @@ INLINE void put_quad(sink *to, int sub, int first, quad q) {
         return;
     }
 #endif
+#if FEW_TOKENS > 1
+    if (IS_FOR_TOKENS(sub)) {
+        q.k1 = bring_rows(to, q.k1);
+        q.k0 = ask_lines(to, q.k0);
+        FOR_8(dot_token, to, FOR_TOKENS(sub), first, q);
+        return;
+    }
+#endif
     q.k0 = ask_lines(to, q.k0);
     if (sub > 0) {
         const half_sums none = {v_set32(0), v_set32(0)};
         half_sums *sum = &to->half_sum[first / sub];
         *sum = dot16(first % sub == 0 ? none : *sum, q, to->x->codes + to->first * sub + first, to->bits);
-        if (first % sub + 16 == sub) to->sum[first / sub] = joined(*sum, sub, to->bits, to->has_min);
+        if (first % sub + 16 == sub) to->sum[first / sub][0] = joined(*sum, sub, to->bits, to->has_min);
         return;
     }
     uint8_t *codes = to->codes + (size_t)first * TILE_ROWS;
@@ -260,24 +303,30 @@ INLINE void put_quad(sink *to, int sub, int first, quad q) {
     v_store(codes + 12 * TILE_ROWS, q.k3);
 }
 
-/* total += what group s of a block gives; i is its number in the row. */
-INLINE fvec plus_group(fvec total, const sink *to, int sub, const lc_q8_block *x, int has_min, int s, int i) {
+/* total += what group s of a block gives, whose codes' products are `codes`; i is its number in the row. */
+INLINE fvec plus_group(fvec total, const sink *to, vec codes, int sub, const lc_q8_block *x, int has_min, int s, int i) {
     const fvec scale = f_mul(f_load(to->scales + s * to->stride), f_set(x->scales[i * sub / LC_GROUP]));
-    const fvec sum = f_fma(f_from(to->sum[s]), scale, total);
+    const fvec sum = f_fma(f_from(codes), scale, total);
     if (!has_min) return sum;
     return f_fnma(f_load(to->mins + s * to->stride), f_set((sub == 32 ? x->sums32 : x->sums16)[i]), sum);
 }
 
-INLINE void end_group(sink *to, int sub, int s, int n, int i) {
+INLINE void end_group(sink *to, int sub, int s, int t) {
+    if (t < to->n_tokens)
+        to->total[t] = plus_group(to->total[t], to, to->sum[s][t], sub, to->x + t, to->has_min, s, to->first + s);
+}
+INLINE void end_group_of_one(sink *to, int sub, int s, int n, int i) {
     if (i >= n) return;
-    const int at = to->first + s + i;
-    const vec less = less_bias_of((sub == 32 ? to->x->bias32 : to->x->bias16) + at, to->bits, to->has_min);
-    to->sum[s + i] = v_add32(to->sum[s + i], less);
-    to->total = plus_group(to->total, to, sub, to->x, to->has_min, s + i, at);
+    to->sum[s + i][0] = v_add32(to->sum[s + i][0], less_bias(to, sub, 0, to->first + s + i));
+    end_group(to, sub, s + i, 0);
+}
+INLINE void end_group_of_all(sink *to, int sub, int s, int n, int i) {
+    if (i < n) FOR_8(end_group, to, sub, s + i);
 }
 /* Groups s to s + n - 1 have all their codes. Said as early as can be, because each waits for the one before. */
 INLINE void end_groups(sink *to, int sub, int s, int n) {
-    if (sub > 0) FOR_8(end_group, to, sub, s, n);
+    if (sub > 0) FOR_8(end_group_of_one, to, sub, s, n);
+    if (IS_FOR_TOKENS(sub)) FOR_8(end_group_of_all, to, FOR_TOKENS(sub), s, n);
 }
 
 INLINE void put_scale(sink *to, int i, fvec scale) { f_store(to->scales + i * to->stride, scale); }

@@ -38,7 +38,7 @@ enum {
     LC_BF16_PAIR = 2 * LC_BF16_SIDE,           /* Tiles come in pairs: so many tokens or rows, */
     LC_BF16_PAIR_VALUES = LC_BF16_PAIR * 32,   /* so much of them for 32 values each, */
     LC_BF16_PAIR_SUMS = 4 * LC_BF16_SUMS,      /* and the sums of two pairs */
-    LC_MAX_FEW_TOKENS = 4,
+    LC_MAX_FEW_TOKENS = 8,
     /* Rows of float types with many tokens: */
     LC_DOT_SPAN = 2048,      /* so many values of a few tokens stay in cache while rows pass by, */
     LC_DOT_STRETCH = 64,     /* and so many rows while tokens do; */

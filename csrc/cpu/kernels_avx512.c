@@ -64,9 +64,7 @@ enum { TILE_TOKENS = 12 };
 
 #define LOAD_TOTAL(t) __m512 total##t = _mm512_loadu_ps(c + (t) * ldc);
 #define START_SUM(t) __m512i sum##t = _mm512_set1_epi32(has_min ? 0 : bias[t]);
-/* The instruction broadcasts the token's codes from memory; no intrinsic says that. */
-#define ADD_DOT(t) \
-    __asm__("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(sum##t) : "v"(w), "m"(*(const int32_t *)(const void *)(a + 4 * (t))));
+#define ADD_DOT(t) ADD_FOUR(sum##t, w, a + 4 * (t));
 #define ADD_SCALED(t)                                                                                         \
     total##t = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum##t), _mm512_mul_ps(scale, _mm512_set1_ps(a_scale[t])), \
                                total##t);

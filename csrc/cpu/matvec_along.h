@@ -1,13 +1,11 @@
-/* Products of 16 rows with one to four tokens, for AVX-512. To be included after block_kernels.h.
+/* Products of 16 rows with one token, for AVX-512. Included by block_kernels.h.
  *
  * Rows are read along their length, 64 codes to a register, and multiplied with activations put into the same order.
  * A lane of 16 bytes belongs to one group of codes, so it ends as four partial sums of that group; adding those of 16
- * rows up transposes them too, which leaves the group's sums as a vector over the rows. For a few tokens that takes
- * fewer instructions than transposing codes. */
+ * rows up transposes them too, which leaves the group's sums as a vector over the rows. For one token that takes fewer
+ * instructions than transposing codes. */
 #ifndef LC_MATVEC_ALONG_H
 #define LC_MATVEC_ALONG_H
-
-enum { FEW_TOKENS = 4 };
 
 #define LANES _mm512_shuffle_i32x4
 
@@ -35,7 +33,7 @@ INLINE quad transposed_lanes(quad v) {
     return (quad){LANES(a, c, 0x88), LANES(a, c, 0xDD), LANES(b, d, 0x88), LANES(b, d, 0xDD)};
 }
 
-/* A token's next codes in the order of a format; FOUR_BLOCKS has only two registers of them. */
+/* The next activations in the order of a format; FOUR_BLOCKS has only two registers of them. */
 INLINE quad activations(const int8_t *a, order o) {
     const vec v0 = v_load(a), v1 = v_load(a + 64);
     if (o == FOUR_BLOCKS) return (quad){LANES(v0, v1, 0x88), LANES(v0, v1, 0xDD), v0, v1};
@@ -51,7 +49,7 @@ INLINE quad activations(const int8_t *a, order o) {
     }
 }
 
-/* The functions along_NAME read one step of one row: four blocks of 32 values, or one of 256. Codes are unsigned. */
+/* The functions codes_NAME read one step of one row: four blocks of 32 values, or one of 256. Codes are unsigned. */
 typedef quad (*along_fn)(const uint8_t *p);
 
 /* 16 bytes at the same place of four blocks. */
@@ -81,7 +79,7 @@ INLINE quad with_fifths(quad q, const uint8_t *p, size_t block) {
     return q;
 }
 
-#define ALONG(name) INLINE quad along_##name(const uint8_t *p)
+#define ALONG(name) INLINE quad codes_##name(const uint8_t *p)
 #define FIELD(name, field) (p + offsetof(lc_block_##name, field))
 
 ALONG(q4_0) { return both_nibbles(four_lanes(FIELD(q4_0, qs), sizeof(lc_block_q4_0))); }
@@ -188,8 +186,8 @@ INLINE int products_of(const along *f) { return elems_of(f) / f->sub / 4; }
 
 /* --- sums ----------------------------------------------------------------------------------------------------- */
 
-/* [token][product][rows 4 j to 4 j + 3]: lanes are groups, dwords rows. */
-typedef vec lc_sums[FEW_TOKENS][4][4];
+/* [product][rows 4 j to 4 j + 3]: lanes are groups, dwords rows. */
+typedef vec lc_sums[4][4];
 
 /* Product `i` of a row: a group of 32 is two registers, one of 16 is one. */
 INLINE vec product(quad w, quad a, int sub, int i) {
@@ -199,54 +197,37 @@ INLINE vec product(quad w, quad a, int sub, int i) {
     return _mm512_dpbusd_epi32(half, dword_of(w, 2 * i + 1), dword_of(a, 2 * i + 1));
 }
 
-INLINE void add_up_product(lc_sums sums, const quad *w, quad a, const along *f, int t, int j, int i) {
+INLINE void add_up_product(lc_sums sums, const quad *w, quad a, const along *f, int j, int i) {
     if (i >= products_of(f)) return;
     const vec p0 = product(w[0], a, f->sub, i), p1 = product(w[1], a, f->sub, i);
     const vec p2 = product(w[2], a, f->sub, i), p3 = product(w[3], a, f->sub, i);
     const int most = f->sub / 4 * ((1 << f->bits) - 1) * 127;
-    sums[t][i][j] = pairs_added(pairs_added(p0, p1, most), pairs_added(p2, p3, most), 2 * most);
-}
-INLINE void add_up_token(lc_sums sums, const quad *w, const quad *a, int n_tokens, const along *f, int j, int t) {
-    if (t >= n_tokens) return;
-    FOR_4(add_up_product, sums, w, a[t], f, t, j);
+    sums[i][j] = pairs_added(pairs_added(p0, p1, most), pairs_added(p2, p3, most), 2 * most);
 }
 
 /* Codes of so many bits have half of their range as bias; the block holds what one of 8 bits takes out. */
-INLINE vec less_bias(vec sums, const lc_q8_block *x, int i, int sub, int bits) {
+INLINE vec without_bias(vec sums, const lc_q8_block *x, int i, int sub, int bits) {
     return _mm512_add_epi32(sums, v_set32((sub == 32 ? x->bias32 : x->bias16)[i] >> (8 - bits)));
 }
-INLINE void put_group(sink *to, quad of, const lc_q8_block *x, int first, const along *f, int i, int lane) {
+INLINE void put_group(sink *to, quad of, int first, const along *f, int i, int lane) {
     const int s = group_of(f->o, i, lane);
-    to->sum[s] = f->has_min ? dword_of(of, lane) : less_bias(dword_of(of, lane), x, first + s, f->sub, f->bits);
+    to->sum[s][0] = f->has_min ? dword_of(of, lane) : without_bias(dword_of(of, lane), to->x, first + s, f->sub, f->bits);
 }
-INLINE void put_groups(sink *to, lc_sums sums, const lc_q8_block *x, int first, const along *f, int t, int i) {
+INLINE void put_groups(sink *to, lc_sums sums, int first, const along *f, int i) {
     if (i >= products_of(f)) return;
-    const quad of = transposed_lanes((quad){sums[t][i][0], sums[t][i][1], sums[t][i][2], sums[t][i][3]});
-    FOR_4(put_group, to, of, x, first, f, i);
+    const quad of = transposed_lanes((quad){sums[i][0], sums[i][1], sums[i][2], sums[i][3]});
+    FOR_4(put_group, to, of, first, f, i);
 }
-INLINE void add_group(const sink *to, const along *f, const lc_q8_block *x, int first, int n_groups, fvec *total, int s) {
-    if (s < n_groups) *total = plus_group(*total, to, f->sub, x, f->has_min, s, first + s);
-}
-INLINE void finish_token(sink *to, lc_sums sums, const lc_q8_block *x, int first, const along *f, int n_groups,
-                         fvec *total, int n_tokens, int t) {
-    if (t >= n_tokens) return;
-    FOR_4(put_groups, to, sums, x + t, first, f, t);
-    FOR_16(add_group, to, f, x + t, first, n_groups, total + t);
+INLINE void add_group(sink *to, const along *f, int first, int n_groups, int s) {
+    if (s < n_groups)
+        to->total[0] = plus_group(to->total[0], to, to->sum[s][0], f->sub, to->x, f->has_min, s, first + s);
 }
 
-INLINE void arrange_token(quad *a, const lc_q8_block *x, int k, order o, int n_left, int n_tokens, int t) {
-    if (t >= n_tokens) return;
-    if (o != FOUR_BLOCKS || n_left >= 128) {
-        a[t] = activations(x[t].codes + k, o);
-        return;
-    }
+INLINE quad arranged(const int8_t *a, order o, int n_left) {
+    if (o != FOUR_BLOCKS || n_left >= 128) return activations(a, o);
     int8_t rest[128] = {0};
-    memcpy(rest, x[t].codes + k, (size_t)n_left);
-    a[t] = activations(rest, o);
-}
-
-INLINE void store_token(const fvec *total, float *c, int ldc, int n_rows, int n_tokens, int t) {
-    if (t < n_tokens) f_store_first(c + t * ldc, n_rows, total[t]);
+    memcpy(rest, a, (size_t)n_left);
+    return activations(rest, o);
 }
 
 /* A row's codes of a step; the next step's lines are brought from the second-level cache into the first. */
@@ -261,14 +242,17 @@ INLINE quad read_step(const along *f, const uint8_t *p) {
 enum { ASK_PARTS = 6 };
 
 INLINE void matvec_along(const uint8_t *rows, size_t row_bytes, int n_rows, const lc_q8_block *x, int n,
-                         const uint8_t *ahead, float *c, int ldc, const along *f, int n_tokens) {
+                         const uint8_t *ahead, float *c, const along *f) {
     const int n_blocks = blocks_of(f), step_bytes = n_blocks * f->bytes, subs = f->elems / f->sub;
     const int part = VEC_ROWS * step_bytes / ASK_PARTS;
     lc_rows row;
     row_pointers(rows, row_bytes, 0, n_rows, row);
     float scales[16 * VEC_ROWS], mins[16 * VEC_ROWS];
     uint8_t rest[VEC_ROWS][4 * 34];
-    fvec total[FEW_TOKENS] = {f_set(0), f_set(0), f_set(0), f_set(0)};
+    sink to;
+    to.stride = VEC_ROWS;
+    to.x = x;
+    to.total[0] = f_set(0);
     size_t at = 0, done = 0; /* the same but for the last step, if that is cut short */
     for (int k = 0; k < n; k += elems_of(f), done += (size_t)step_bytes, at += (size_t)step_bytes) {
         int n_here = n_blocks;
@@ -278,19 +262,16 @@ INLINE void matvec_along(const uint8_t *rows, size_t row_bytes, int n_rows, cons
             for (int r = 0; r < VEC_ROWS; r++) row[r] = memcpy(rest[r], row[r] + at, (size_t)(n_here * f->bytes));
             at = 0;
         }
-        quad a[FEW_TOKENS];
-        FOR_4(arrange_token, a, x, k, f->o, n - k, n_tokens);
+        const quad a = arranged(x->codes + k, f->o, n - k);
         lc_sums sums;
         const uint8_t *next = ahead + VEC_ROWS * done;
         for (int j = 0; j < 4; j++, next += part) {
             lc_fetch(next, (size_t)part);
             const quad w[4] = {read_step(f, row[4 * j] + at), read_step(f, row[4 * j + 1] + at),
                                read_step(f, row[4 * j + 2] + at), read_step(f, row[4 * j + 3] + at)};
-            FOR_4(add_up_token, sums, w, a, n_tokens, f, j);
+            FOR_4(add_up_product, sums, w, a, f, j);
         }
         lc_fetch(next, (size_t)part);
-        sink to;
-        to.stride = VEC_ROWS;
         for (int b = 0; b < n_blocks; b++) {
             to.scales = scales + b * subs * VEC_ROWS;
             to.mins = mins + b * subs * VEC_ROWS;
@@ -299,9 +280,10 @@ INLINE void matvec_along(const uint8_t *rows, size_t row_bytes, int n_rows, cons
         to.scales = scales;
         to.mins = mins;
         lc_fetch(next + part, (size_t)(VEC_ROWS * step_bytes - (ASK_PARTS - 1) * part));
-        FOR_4(finish_token, &to, sums, x, k / f->sub, f, n_here * subs, total, n_tokens);
+        FOR_4(put_groups, &to, sums, k / f->sub, f);
+        FOR_16(add_group, &to, f, k / f->sub, n_here * subs);
     }
-    FOR_4(store_token, total, c, ldc, n_rows, n_tokens);
+    f_store_first(c, n_rows, to.total[0]);
 }
 
 enum {
@@ -319,18 +301,15 @@ enum {
     ORDER_iq4_xs = FOUR_AFTER_FOUR
 };
 
-#define DEFINE_ALONG(name, id, elems, sub, has_min, bits)                                                             \
-    static void matvec_##name(const uint8_t *rows, size_t row_bytes, int n_rows, const lc_q8_block *x, int n_tokens,  \
-                              int n, const uint8_t *ahead, float *c, int ldc) {                                       \
-        const along f = {along_##name, scales_##name, sizeof(lc_block_##name), elems, sub, has_min, bits,             \
-                         (order)ORDER_##name};                                                                        \
-        switch (n_tokens) {                                                                                           \
-        case 1: matvec_along(rows, row_bytes, n_rows, x, n, ahead, c, ldc, &f, 1); break;                             \
-        case 2: matvec_along(rows, row_bytes, n_rows, x, n, ahead, c, ldc, &f, 2); break;                             \
-        case 3: matvec_along(rows, row_bytes, n_rows, x, n, ahead, c, ldc, &f, 3); break;                             \
-        default: matvec_along(rows, row_bytes, n_rows, x, n, ahead, c, ldc, &f, 4);                                   \
-        }                                                                                                             \
+#define DEFINE_ALONG(name, id, elems, sub, has_min, bits)                                                            \
+    INLINE void along_##name(const uint8_t *rows, size_t row_bytes, int n_rows, const lc_q8_block *x, int n_tokens, \
+                             int n, const uint8_t *ahead, float *c, int ldc) {                                      \
+        (void)n_tokens, (void)ldc;                                                                                   \
+        const along f = {codes_##name, scales_##name, sizeof(lc_block_##name), elems, sub, has_min, bits,            \
+                         (order)ORDER_##name};                                                                       \
+        matvec_along(rows, row_bytes, n_rows, x, n, ahead, c, &f);                                                   \
     }
 EACH_FORMAT(DEFINE_ALONG)
 
+#undef DEFINE_ALONG
 #endif

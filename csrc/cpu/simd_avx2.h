@@ -7,6 +7,7 @@
 #include "kernel_table.h"
 #include "simd_x86.h"
 
+#define FEW_TOKENS 1
 enum { VEC_ROWS = 8, TILE_ROWS = 16 };
 
 typedef __m256i vec;

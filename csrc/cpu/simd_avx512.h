@@ -61,7 +61,14 @@ INLINE vec pairs_added(vec p, vec q, int most) {
 #include "wide_sums.h"
 #define BIAS_LOG2(bits) 7
 INLINE vec add_products(vec sum, vec w, vec a, int bits) { return (void)bits, _mm512_dpbusd_epi32(sum, w, a); }
+/* With four codes of memory in every dword; no intrinsic says that the instruction repeats them. */
+#define ADD_FOUR(sum, w, a) \
+    __asm__("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(w), "m"(*(const int8_t(*)[4])(const void *)(a)))
+/* lc_fetch() of one line into the nearest cache, as FETCH_WITH. */
+#define BRING_WITH(v, p) __asm__ volatile("prefetcht0 %1" : "+v"(v) : "m"(*(const uint8_t *)(p)))
+#define FEW_TOKENS 8
 #else
+#define FEW_TOKENS 1
 #include "narrow_sums.h"
 INLINE vec add_products(vec sum, vec w, vec a, int bits) {
     const vec pairs = bits < 8 ? _mm512_maddubs_epi16(w, a)

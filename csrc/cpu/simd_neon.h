@@ -11,6 +11,7 @@
 
 #define INLINE static inline __attribute__((always_inline))
 
+#define FEW_TOKENS 1
 enum { VEC_ROWS = 4, TILE_ROWS = 4 };
 
 typedef int32x4_t vec;
