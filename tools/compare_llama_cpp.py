@@ -1,6 +1,6 @@
 """How fast localcoder runs GGUF files, beside llama.cpp on the same machine.
 
-    python tools/compare_llama_cpp.py FILE.gguf... [--tests pp128,pp512,pp2048,tg32,tg32@2048,tg32@8192] [--rounds 3]
+    python tools/compare_llama_cpp.py FILE.gguf... [--tests pp128,pp512,tg32,tg32x4,tg32@8192] [--rounds 3]
 
 Each program runs in a process of its own that keeps the file open and waits while the other one computes; they take
 turns, test by test, with the same number of threads. llama.cpp is asked twice, with and without repacking its weights,
@@ -31,9 +31,10 @@ from typing import Any
 
 import click
 import numpy as np
+from numpy.typing import NDArray
 from speed_table import RESULTS, write_readme
 
-TESTS = "pp128,pp512,pp2048,tg32,tg32@2048,tg32@8192"
+TESTS = "pp128,pp512,pp2048,tg32,tg32x4,tg32x8,tg32@2048,tg32@8192"
 OURS, THEIRS = "localcoder", {"default": True, "no repacking": False}
 OPENVINO = "openvino"
 N_BATCH = 512
@@ -41,22 +42,32 @@ N_BATCH = 512
 
 @dataclass(frozen=True)
 class Test:
-    """`pp512`: 512 tokens at once; `tg32@2048`: 32 one by one, after 2048 others."""
+    """`pp512`: 512 tokens at once; `tg32@2048`: 32 one by one, after 2048 others; `tg32x4`: four in each step, with the
+    logits of all, as speculation has them checked."""
 
     name: str
     n: int
     depth: int
+    at_once: int
 
     @property
     def is_prefill(self) -> bool:
         return self.name.startswith("pp")
 
+    def steps_of(self, tokens: NDArray[Any]) -> list[NDArray[Any]]:
+        return np.split(tokens, self.n // self.at_once)
+
+    @property
+    def n_logits(self) -> int:
+        return 1 if self.is_prefill else self.at_once
+
 
 def test_of(name: str) -> Test:
-    match = re.fullmatch(r"(pp|tg)(\d+)(?:@(\d+))?", name)
-    if not match:
-        raise click.BadParameter(f"{name}: expected something like pp512, tg32 or tg32@2048")
-    return Test(name, int(match[2]), int(match[3] or 0))
+    match = re.fullmatch(r"(pp|tg)([1-9]\d*)(?:x([1-9]\d*))?(?:@(\d+))?", name)
+    if not match or (match[1] == "pp" and match[3]) or int(match[2]) % int(match[3] or 1):
+        raise click.BadParameter(f"{name}: expected something like pp512, tg32, tg32x4 or tg32@2048")
+    n = int(match[2])
+    return Test(name, n, int(match[4] or 0), n if match[1] == "pp" else int(match[3] or 1))
 
 
 # --- the two programs, each in its own process ----------------------------------------------------------------------
@@ -81,8 +92,8 @@ def serve_ours(path: Path, n_ctx: int, threads: int, kv_type: str) -> None:
         sequence = sequence_of(engine, test.depth)
         tokens = np.random.default_rng(0).integers(0, engine.n_vocab, test.n, np.int32)
         start = time.perf_counter()
-        for piece in [tokens] if test.is_prefill else np.split(tokens, test.n):
-            engine.evaluate([Chunk(sequence, piece)])
+        for piece in test.steps_of(tokens):
+            engine.evaluate([Chunk(sequence, piece, test.n_logits)])
         seconds = time.perf_counter() - start
         sequence.close()
         return seconds
@@ -111,11 +122,15 @@ def serve_theirs(path: Path, n_ctx: int, threads: int, kv_type: str, variant: st
     memory = llama_cpp.llama_get_memory(context)
     n_vocab = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(model))
     past = [0]  # how many tokens of the past are in its cache
+    wanted = (ctypes.c_int8 * N_BATCH)(*[1] * N_BATCH)
 
-    def decode(tokens: Any) -> None:
+    def decode(tokens: Any, n_logits: int = 1) -> None:
         for at in range(0, len(tokens), N_BATCH):
             piece = (ctypes.c_int32 * len(tokens[at : at + N_BATCH]))(*map(int, tokens[at : at + N_BATCH]))
-            if llama_cpp.llama_decode(context, llama_cpp.llama_batch_get_one(piece, len(piece))):
+            batch = llama_cpp.llama_batch_get_one(piece, len(piece))
+            if n_logits > 1:
+                batch.logits = wanted
+            if llama_cpp.llama_decode(context, batch):
                 raise SystemExit("llama.cpp failed to decode")
 
     def seconds_of(test: Test) -> float:
@@ -125,8 +140,8 @@ def serve_theirs(path: Path, n_ctx: int, threads: int, kv_type: str, variant: st
         decode(np.arange(past[0], test.depth) % n_vocab)
         tokens = np.random.default_rng(0).integers(0, n_vocab, test.n)
         start = time.perf_counter()
-        for piece in [tokens] if test.is_prefill else np.split(tokens, test.n):
-            decode(piece)
+        for piece in test.steps_of(tokens):
+            decode(piece, test.n_logits)
         seconds = time.perf_counter() - start
         llama_cpp.llama_memory_seq_rm(memory, 0, test.depth, -1)
         past[0] = test.depth
@@ -212,7 +227,8 @@ def compare(
             best = max(medians, key=lambda who: medians[who])
             ratios = [turn[OURS] / turn[best] for turn in turns]
             bound = prefill_kind(engine) if test.is_prefill else "read"
-            work = prefill_ops(engine) if test.is_prefill else decode_bytes(engine, test.depth + test.n // 2)
+            read = decode_bytes(engine, test.depth + test.n // 2) / test.at_once
+            work = prefill_ops(engine) if test.is_prefill else read
             limit = getattr(limits, bound)
             yield {
                 "model": path.stem,
@@ -260,7 +276,8 @@ def table(report: dict[str, Any]) -> str:
         f"# localcoder and llama.cpp on {report['machine']['cpu']}, {report['threads']} threads",
         "",
         f"llama-cpp-python {report['llama_cpp_python']}; {report['backend']}. Tokens per second, medians; the "
-        "ratio's range in parentheses. `pp512`: 512 tokens at once; `tg32@2048`: 32 one by one after 2048 others.",
+        "ratio's range in parentheses. `pp512`: 512 tokens at once; `tg32@2048`: 32 one by one after 2048 others; "
+        "`tg32x4`: four in each step.",
         "",
         "| model | KV | test | localcoder | llama.cpp | ratio | of the limit |",
         "| --- | --- | --- | ---: | ---: | ---: | ---: |",

@@ -43,22 +43,25 @@ def _machine(report: dict[str, Any]) -> str:
 
 
 def _order(result: dict[str, Any]) -> tuple[Any, ...]:
-    """Smaller models first, prefill before decode, short pasts before long ones."""
+    """Smaller models first, prefill before decode, single tokens before several, short pasts before long ones."""
     size = re.match(r"[\d.]+", result["model"])
-    kind, n, depth = _test(result)
-    return float(size[0]) if size else 0.0, kind != "pp", depth, n, result["type"], result["kv_type"]
+    kind, n, at_once, depth = _test(result)
+    return float(size[0]) if size else 0.0, kind != "pp", depth, at_once, n, result["type"], result["kv_type"]
 
 
 def _label(result: dict[str, Any]) -> str:
-    kind, n, depth = _test(result)
-    what = f"prefill {n}" if kind == "pp" else f"decode after {depth}" if depth else "decode"
+    kind, n, at_once, depth = _test(result)
+    what = f"prefill {n}" if kind == "pp" else "decode" if at_once == 1 else f"steps of {at_once}"
+    if depth:
+        what += f" after {depth}"
     cache = "" if result["kv_type"] == "f16" else f", KV {result['kv_type']}"
     return f"{result['model']}, {what}{cache}"
 
 
-def _test(result: dict[str, Any]) -> tuple[str, int, int]:
-    kind, n, depth = re.findall(r"(pp|tg)(\d+)(?:@(\d+))?", result["test"])[0]
-    return kind, int(n), int(depth or 0)
+def _test(result: dict[str, Any]) -> tuple[str, int, int, int]:
+    """Its kind, tokens, tokens in a step of decoding, and tokens before."""
+    kind, n, at_once, depth = re.findall(r"(pp|tg)(\d+)(?:x(\d+))?(?:@(\d+))?", result["test"])[0]
+    return kind, int(n), int(at_once or 1), int(depth or 0)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ def out(tmp_path_factory):
     pytest.importorskip("llama_cpp")
     path = tmp_path_factory.mktemp("compare") / "out.json"
     with embedded_model() as model:
-        for tests in ("tg2@70", "pp8,tg2@70"):
+        for tests in ("tg2@70", "pp8,tg2@70,tg8x4"):
             command = [sys.executable, TOOL, model, "--tests", tests, "--rounds", "2", "--threads", "1", "--out", path]
             subprocess.run([*map(str, command), "--variants", "default"], check=True, capture_output=True)
     return path
@@ -27,7 +27,7 @@ def out(tmp_path_factory):
 
 def test_parts_are_put_together(out):
     results = json.loads(out.read_text(encoding="utf-8"))["results"]
-    assert [r["test"] for r in results] == ["pp8", "tg2@70"]
+    assert [r["test"] for r in results] == ["pp8", "tg2@70", "tg8x4"]
     for result in results:
         assert result["ours"] > 0
         assert result["theirs"] > 0
