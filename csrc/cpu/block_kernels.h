@@ -28,35 +28,37 @@ EACH_FORMAT(DEFINE_UNPACK)
 
 _Static_assert(FEW_TOKENS <= LC_MAX_FEW_TOKENS, "too many");
 #include "matvec_across.h"
+#define ACROSS(name, n_tokens) across_##name(rows, row_bytes, n_rows, x, n_tokens, n, ahead, c, ldc)
 #if defined(READ_ALONG)
 #include "matvec_along.h"
-#define MATVEC_OF_ONE(name) along_##name
+#define MATVEC_OF_ONE(name) along_##name(rows, row_bytes, n_rows, x, n, ahead, c)
 #else
-#define MATVEC_OF_ONE(name) across_##name
+#define MATVEC_OF_ONE(name) ACROSS(name, 1)
 #endif
-
-#if FEW_TOKENS > 1
-#define ACROSS(name, n_tokens) across_##name(rows, row_bytes, n_rows, x, n_tokens, n, ahead, c, ldc)
-#define MATVEC_OF_MORE(name)                    \
-    switch (n_tokens) {                         \
-    case 2: ACROSS(name, 2); break;             \
-    case 3: ACROSS(name, 3); break;             \
-    case 4: ACROSS(name, 4); break;             \
-    case 5: ACROSS(name, 5); break;             \
-    case 6: ACROSS(name, 6); break;             \
-    case 7: ACROSS(name, 7); break;             \
-    default: ACROSS(name, 8);                    \
-    }
-#else
+#if FEW_TOKENS == 1
 #define MATVEC_OF_MORE(name)
+#elif FEW_TOKENS == 2
+#define MATVEC_OF_MORE(name) ACROSS(name, 2);
+#else
+#define MATVEC_OF_MORE(name)        \
+    switch (n_tokens) {             \
+    case 2: ACROSS(name, 2); break; \
+    case 3: ACROSS(name, 3); break; \
+    case 4: ACROSS(name, 4); break; \
+    case 5: ACROSS(name, 5); break; \
+    case 6: ACROSS(name, 6); break; \
+    case 7: ACROSS(name, 7); break; \
+    default: ACROSS(name, 8);       \
+    }
 #endif
 
-/* matvec_NAME: of at most FEW_TOKENS, 1 or 8. */
+/* matvec_NAME: of at most FEW_TOKENS, which is 1, 2 or 8. */
 #define DEFINE_MATVEC(name, id, elems, sub, has_min, bits)                                                           \
     static void matvec_##name(const uint8_t *rows, size_t row_bytes, int n_rows, const lc_q8_block *x, int n_tokens, \
                               int n, const uint8_t *ahead, float *c, int ldc) {                                      \
         if (n_tokens == 1) {                                                                                         \
-            MATVEC_OF_ONE(name)(rows, row_bytes, n_rows, x, 1, n, ahead, c, ldc);                                    \
+            (void)ldc;                                                                                               \
+            MATVEC_OF_ONE(name);                                                                                     \
             return;                                                                                                  \
         }                                                                                                            \
         MATVEC_OF_MORE(name)                                                                                         \
@@ -66,6 +68,7 @@ EACH_FORMAT(DEFINE_MATVEC)
 #undef DEFINE_MATVEC
 #undef MATVEC_OF_MORE
 #undef MATVEC_OF_ONE
+#undef ACROSS
 
 /* The lines of lc_kernels_ISA that put them into the table. */
 #define USE_FORMAT(name, id, elems, sub, has_min, bits) \

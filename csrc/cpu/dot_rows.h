@@ -93,15 +93,13 @@ INLINE void dot_tokens(const dots *d, int n_rows, int n_tokens, span s, load_fn 
 }
 #undef DOT_CASE
 
-INLINE int dot_at_most(int n, int limit) { return n < limit ? n : limit; }
-
 /* n_rows rows, a constant, from end to end: read from memory with the first tokens, and in cache with the others. */
 INLINE void dot_whole_rows(const dots *d, int n_rows, int n_tokens, const uint8_t *ahead, load_fn load) {
     span s = {0, d->n, NULL, d->ldx, DOT_STEP, ahead, DOT_STEP * (size_t)n_rows * d->size, NULL};
     for (int t = 0; t < n_tokens; t += DOT_TOKENS, s.ahead = NULL) {
         const dots part = dots_from(d, 0, t);
         s.x = part.x;
-        dot_tokens(&part, n_rows, dot_at_most(n_tokens - t, DOT_TOKENS), s, load);
+        dot_tokens(&part, n_rows, lc_at_most(n_tokens - t, DOT_TOKENS), s, load);
     }
 }
 
@@ -133,13 +131,13 @@ INLINE void pack_tokens(const float *x, size_t ldx, int n_tokens, int n, float *
 INLINE void dot_many(const dots *d, int n_rows, int n_tokens, float *scratch, load_fn load) {
     float *packed = scratch + DOT_SUMS;
     for (int t = 0; t < n_tokens; t += DOT_TOKENS) {
-        const int here = dot_at_most(n_tokens - t, DOT_TOKENS);
+        const int here = lc_at_most(n_tokens - t, DOT_TOKENS);
         for (int k = 0; k < d->n; k += LC_DOT_SPAN) {
-            const int to = k + dot_at_most(d->n - k, LC_DOT_SPAN);
+            const int to = k + lc_at_most(d->n - k, LC_DOT_SPAN);
             const float *x = d->x + (size_t)t * d->ldx;
             pack_tokens(x + k, d->ldx, here, to - k, packed);
             const float *next = to < d->n ? x + to : x + (size_t)DOT_TOKENS * d->ldx;
-            const int n_next = to < d->n ? here : dot_at_most(n_tokens - t - DOT_TOKENS, DOT_TOKENS);
+            const int n_next = to < d->n ? here : lc_at_most(n_tokens - t - DOT_TOKENS, DOT_TOKENS);
             span s = {k, to, packed, DOT_STEP, (size_t)here * DOT_STEP, NULL, DOT_STEP * sizeof *x, scratch};
             for (int r = 0, asked = 0; r < n_rows; asked++) {
                 const dots part = dots_from(d, r, t);
@@ -160,7 +158,7 @@ INLINE void dot_rows(const dots *d, int n_rows, int n_tokens, const uint8_t *ahe
     else
         for (int r = 0; r < n_rows; r += LC_DOT_STRETCH) {
             const dots part = dots_from(d, r, 0);
-            dot_many(&part, dot_at_most(n_rows - r, LC_DOT_STRETCH), n_tokens, scratch, load);
+            dot_many(&part, lc_at_most(n_rows - r, LC_DOT_STRETCH), n_tokens, scratch, load);
         }
 }
 

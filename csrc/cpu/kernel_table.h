@@ -45,6 +45,8 @@ enum {
     LC_DOT_SCRATCH = 6 * (LC_DOT_SPAN + 16 * LC_DOT_STRETCH) /* floats for at most 6 of those and their sums in 16 lanes */
 };
 
+static inline int lc_at_most(int n, int limit) { return n < limit ? n : limit; }
+
 /* Activations of `n_tokens` tokens (at most tile_tokens), rounded to q8. n is the length of a row. */
 typedef struct lc_q8_block {
     int32_t n_tokens;

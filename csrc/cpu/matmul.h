@@ -5,8 +5,6 @@
 #include "kernel_table.h"
 #include "localcoder.h"
 
-static inline int lc_at_most(int n, int limit) { return n < limit ? n : limit; }
-
 /* Rounded activations of a step: blocks of lc_q8_block_tokens() tokens, the last one shorter; or of LC_BF16_SIDE of bf16. */
 typedef struct lc_activations {
     uint8_t *memory; /* lc_activation_bytes(kernels, max_tokens, max_n) */

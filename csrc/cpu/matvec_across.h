@@ -17,7 +17,7 @@ INLINE void store_total(const sink *to, float *c, int ldc, int n_rows, int t) {
         enum { BYTES = sizeof(lc_block_##name), SUBS = elems / sub };                                                \
         float scales[SUBS * VEC_ROWS], mins[minimums ? SUBS * VEC_ROWS : 1];                                         \
         for (int r = 0; r < n_rows; r += VEC_ROWS) {                                                                 \
-            const int left = n_rows - r < VEC_ROWS ? n_rows - r : VEC_ROWS;                                          \
+            const int left = lc_at_most(n_rows - r, VEC_ROWS);                                                       \
             lc_rows row;                                                                                             \
             row_pointers(rows, row_bytes, r, n_rows, row);                                                           \
             const uint8_t *next = r + VEC_ROWS < n_rows ? rows + (size_t)(r + VEC_ROWS) * row_bytes : ahead;         \

@@ -302,9 +302,8 @@ enum {
 };
 
 #define DEFINE_ALONG(name, id, elems, sub, has_min, bits)                                                            \
-    INLINE void along_##name(const uint8_t *rows, size_t row_bytes, int n_rows, const lc_q8_block *x, int n_tokens, \
-                             int n, const uint8_t *ahead, float *c, int ldc) {                                      \
-        (void)n_tokens, (void)ldc;                                                                                   \
+    INLINE void along_##name(const uint8_t *rows, size_t row_bytes, int n_rows, const lc_q8_block *x, int n,         \
+                             const uint8_t *ahead, float *c) {                                                       \
         const along f = {codes_##name, scales_##name, sizeof(lc_block_##name), elems, sub, has_min, bits,            \
                          (order)ORDER_##name};                                                                       \
         matvec_along(rows, row_bytes, n_rows, x, n, ahead, c, &f);                                                   \
