@@ -303,17 +303,15 @@ INLINE void put_quad(sink *to, int sub, int first, quad q) {
     v_store(codes + 12 * TILE_ROWS, q.k3);
 }
 
-/* total += what group s of a block gives, whose codes' products are `codes`; i is its number in the row. */
-INLINE fvec plus_group(fvec total, const sink *to, vec codes, int sub, const lc_q8_block *x, int has_min, int s, int i) {
-    const fvec scale = f_mul(f_load(to->scales + s * to->stride), f_set(x->scales[i * sub / LC_GROUP]));
-    const fvec sum = f_fma(f_from(codes), scale, total);
-    if (!has_min) return sum;
-    return f_fnma(f_load(to->mins + s * to->stride), f_set((sub == 32 ? x->sums32 : x->sums16)[i]), sum);
-}
-
+/* Adds what group s of a block gives with token t, once the sum of its codes is there. */
 INLINE void end_group(sink *to, int sub, int s, int t) {
-    if (t < to->n_tokens)
-        to->total[t] = plus_group(to->total[t], to, to->sum[s][t], sub, to->x + t, to->has_min, s, to->first + s);
+    if (t >= to->n_tokens) return;
+    const lc_q8_block *x = to->x + t;
+    const int at = to->first + s;
+    const fvec scale = f_mul(f_load(to->scales + s * to->stride), f_set(x->scales[at * sub / LC_GROUP]));
+    const fvec sum = f_fma(f_from(to->sum[s][t]), scale, to->total[t]);
+    const float *codes = sub == 32 ? x->sums32 : x->sums16;
+    to->total[t] = to->has_min ? f_fnma(f_load(to->mins + s * to->stride), f_set(codes[at]), sum) : sum;
 }
 INLINE void end_group_of_one(sink *to, int sub, int s, int n, int i) {
     if (i >= n) return;

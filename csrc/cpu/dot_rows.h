@@ -10,7 +10,7 @@ typedef fvec (*load_fn)(const uint8_t *);
 enum {
     DOT_FEW = 12, /* tokens that do not repay packing */
     DOT_STEP = VEC_ROWS,
-    DOT_SUMS = LC_DOT_STRETCH * DOT_TOKENS * VEC_ROWS
+    DOT_SUMS = LC_DOT_STRETCH * DOT_TOKENS * DOT_STEP
 };
 _Static_assert(DOT_SUMS + DOT_TOKENS * LC_DOT_SPAN <= LC_DOT_SCRATCH, "dot products get less memory than they need");
 
@@ -47,7 +47,7 @@ INLINE void dot_block(const dots *d, int n_rows, int n_tokens, span s, load_fn l
     fvec sum[DOT_ROWS][DOT_TOKENS];
     for (int r = 0; r < n_rows; r++)
         for (int t = 0; t < n_tokens; t++)
-            sum[r][t] = s.from == 0 ? f_set(0) : f_load(s.waiting + (r * n_tokens + t) * VEC_ROWS);
+            sum[r][t] = s.from == 0 ? f_set(0) : f_load(s.waiting + (r * n_tokens + t) * DOT_STEP);
     const uint8_t *w = d->rows + (size_t)s.from * d->size;
     int left = s.to - s.from;
     for (; left >= DOT_STEP; left -= DOT_STEP, w += DOT_STEP * d->size, s.x += s.x_step) {
@@ -70,7 +70,7 @@ INLINE void dot_block(const dots *d, int n_rows, int n_tokens, span s, load_fn l
     for (int r = 0; r < n_rows; r++)
         for (int t = 0; t < n_tokens; t++)
             if (s.to == d->n) d->y[(size_t)t * d->ldy + (size_t)r] = f_total(sum[r][t]);
-            else f_store(s.waiting + (r * n_tokens + t) * VEC_ROWS, sum[r][t]);
+            else f_store(s.waiting + (r * n_tokens + t) * DOT_STEP, sum[r][t]);
 }
 
 #define DOT_CASE(n_tokens) \
@@ -142,7 +142,7 @@ INLINE void dot_many(const dots *d, int n_rows, int n_tokens, float *scratch, lo
             for (int r = 0, asked = 0; r < n_rows; asked++) {
                 const dots part = dots_from(d, r, t);
                 s.ahead = asked < n_next ? (const uint8_t *)(next + (size_t)asked * d->ldx) : NULL;
-                s.waiting = scratch + r * DOT_TOKENS * VEC_ROWS;
+                s.waiting = scratch + r * DOT_TOKENS * DOT_STEP;
                 if (n_rows - r >= DOT_ROWS) dot_tokens(&part, DOT_ROWS, here, s, load), r += DOT_ROWS;
                 else dot_tokens(&part, 1, here, s, load), r++;
             }

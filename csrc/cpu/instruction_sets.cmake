@@ -100,9 +100,6 @@ function(lc_isa name arch)
     if(LOCALCODER_SANITIZE AND unchecked)
       set_property(SOURCE ${unchecked} APPEND PROPERTY COMPILE_OPTIONS -fno-sanitize=all)
     endif()
-    if(LOCALCODER_SANITIZE)
-      set_property(SOURCE ${kernels} APPEND PROPERTY COMPILE_DEFINITIONS LC_QUICK_TO_COMPILE)
-    endif()
     # Repeated at every intrinsic, these would take minutes to compile.
     if(LOCALCODER_SANITIZE MATCHES address AND CMAKE_C_COMPILER_ID STREQUAL GNU AND NOT name STREQUAL ref)
       set_property(SOURCE ${kernels} APPEND PROPERTY COMPILE_OPTIONS

@@ -209,18 +209,18 @@ INLINE void add_up_product(lc_sums sums, const quad *w, quad a, const along *f, 
 INLINE vec without_bias(vec sums, const lc_q8_block *x, int i, int sub, int bits) {
     return _mm512_add_epi32(sums, v_set32((sub == 32 ? x->bias32 : x->bias16)[i] >> (8 - bits)));
 }
-INLINE void put_group(sink *to, quad of, int first, const along *f, int i, int lane) {
+INLINE void put_group(sink *to, quad of, const along *f, int i, int lane) {
     const int s = group_of(f->o, i, lane);
-    to->sum[s][0] = f->has_min ? dword_of(of, lane) : without_bias(dword_of(of, lane), to->x, first + s, f->sub, f->bits);
+    const vec sum = dword_of(of, lane);
+    to->sum[s][0] = f->has_min ? sum : without_bias(sum, to->x, to->first + s, f->sub, f->bits);
 }
-INLINE void put_groups(sink *to, lc_sums sums, int first, const along *f, int i) {
+INLINE void put_groups(sink *to, lc_sums sums, const along *f, int i) {
     if (i >= products_of(f)) return;
     const quad of = transposed_lanes((quad){sums[i][0], sums[i][1], sums[i][2], sums[i][3]});
-    FOR_4(put_group, to, of, first, f, i);
+    FOR_4(put_group, to, of, f, i);
 }
-INLINE void add_group(sink *to, const along *f, int first, int n_groups, int s) {
-    if (s < n_groups)
-        to->total[0] = plus_group(to->total[0], to, to->sum[s][0], f->sub, to->x, f->has_min, s, first + s);
+INLINE void add_group(sink *to, const along *f, int n_groups, int s) {
+    if (s < n_groups) end_group(to, f->sub, s, 0);
 }
 
 INLINE quad arranged(const int8_t *a, order o, int n_left) {
@@ -251,7 +251,9 @@ INLINE void matvec_along(const uint8_t *rows, size_t row_bytes, int n_rows, cons
     uint8_t rest[VEC_ROWS][4 * 34];
     sink to;
     to.stride = VEC_ROWS;
+    to.has_min = f->has_min;
     to.x = x;
+    to.n_tokens = 1;
     to.total[0] = f_set(0);
     size_t at = 0, done = 0; /* the same but for the last step, if that is cut short */
     for (int k = 0; k < n; k += elems_of(f), done += (size_t)step_bytes, at += (size_t)step_bytes) {
@@ -280,8 +282,9 @@ INLINE void matvec_along(const uint8_t *rows, size_t row_bytes, int n_rows, cons
         to.scales = scales;
         to.mins = mins;
         lc_fetch(next + part, (size_t)(VEC_ROWS * step_bytes - (ASK_PARTS - 1) * part));
-        FOR_4(put_groups, &to, sums, k / f->sub, f);
-        FOR_16(add_group, &to, f, k / f->sub, n_here * subs);
+        to.first = k / f->sub;
+        FOR_4(put_groups, &to, sums, f);
+        FOR_16(add_group, &to, f, n_here * subs);
     }
     f_store_first(c, n_rows, to.total[0]);
 }
