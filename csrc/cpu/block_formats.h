@@ -248,16 +248,20 @@ INLINE vec less_bias(const sink *to, int sub, int t, int at) {
     return less_bias_of((sub == 32 ? to->x[t].bias32 : to->x[t].bias16) + at, to->bits, to->has_min);
 }
 
-#if FEW_TOKENS > 1
 /* Called before ask_lines(). */
 INLINE vec bring_rows(const sink *to, vec v) {
+#if defined(BRING_WITH)
     const int i = to->quad_i, first = i * VEC_ROWS / to->n_quads, end = (i + 1) * VEC_ROWS / to->n_quads;
     UNROLLED for (int r = first; r < end; r++)
         UNROLLED for (size_t k = LC_LINE - 1; k < to->next_bytes + LC_LINE - 1; k += LC_LINE)
             BRING_WITH(v, to->row[r] + to->next + k);
+#else
+    (void)to;
+#endif
     return v;
 }
 
+#if FEW_TOKENS > 1
 /* Adds what 16 codes of each row, from number `first` of the block on, give with token t. */
 INLINE void dot_token(sink *to, int sub, int first, quad q, int t) {
     if (t >= to->n_tokens) return;
@@ -288,6 +292,7 @@ INLINE void put_quad(sink *to, int sub, int first, quad q) {
         return;
     }
 #endif
+    if (sub > 0) q.k1 = bring_rows(to, q.k1);
     q.k0 = ask_lines(to, q.k0);
     if (sub > 0) {
         const half_sums none = {v_set32(0), v_set32(0)};

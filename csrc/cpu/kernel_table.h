@@ -29,7 +29,7 @@ enum {
     LC_LINE = 64,            /* bytes that come from memory together */
     LC_CODE_BIAS = 128,      /* what makes any signed code unsigned */
     LC_PANEL_ELEMS = 512,    /* most values of a row in a panel; a multiple of every format's block */
-    LC_MAX_TILE_ROWS = 16,
+    LC_MAX_TILE_ROWS = 32,
     LC_MAX_TILE_TOKENS = 16,
     LC_BF16_ELEMS = 256,     /* most values of a row in a panel of bf16: two panels and two blocks of tokens fit the nearest cache */
     LC_BF16_SIDE = 16,       /* rows, and tokens, of a tile of bf16 */
@@ -89,9 +89,15 @@ typedef struct lc_panel {
     float *mins;    /* [n / sub][tile_rows]; only where the format has minimums */
 } lc_panel;
 
-/* Asks for n bytes to be brought into the second-level cache; the address need not be valid. */
+/* Asks for n bytes to be brought into the second-level cache, or where the text says so, into the first; the address need
+ * not be valid. */
 static inline void lc_fetch(const uint8_t *p, size_t n) {
-    for (size_t i = 0; i < n; i += LC_LINE) __builtin_prefetch(p + i, 0, 2);
+#if defined(FETCH_NEAR)
+    enum { NEARNESS = 3 };
+#else
+    enum { NEARNESS = 2 };
+#endif
+    for (size_t i = 0; i < n; i += LC_LINE) __builtin_prefetch(p + i, 0, NEARNESS);
 }
 
 /* c[t * ldc + r] += row r of the panel . token t, for n values, all rows of the tile, all tokens of the block. */
@@ -119,10 +125,13 @@ typedef struct lc_bf16_softmax {
     int32_t last[LC_BF16_PAIR]; /* position of the last key that a query sees; -1: there is no query */
 } lc_bf16_softmax;
 
-/* c[t * ldc + r] = row r . x[t], whole rows of n values; n_rows <= tile_rows, n_tokens <= few_tokens blocks x of one
- * token each. Same sums as the tile kernel. */
-typedef void (*lc_matvec_fn)(const uint8_t *rows, size_t row_bytes, int n_rows, const lc_q8_block *x, int n_tokens,
-                             int n, const uint8_t *ahead, float *c, int ldc);
+/* c[r] = row r . x, whole rows of n values; n_rows <= tile_rows, x a block of one token. Same sums as the tile kernel. */
+typedef void (*lc_matvec_fn)(const uint8_t *rows, size_t row_bytes, int n_rows, const lc_q8_block *x, int n,
+                             const uint8_t *ahead, float *c);
+
+/* c[t * ldc + r] = row r . x[t], the same with 2 to few_tokens blocks of one token each. */
+typedef void (*lc_matvec_few_fn)(const uint8_t *rows, size_t row_bytes, int n_rows, const lc_q8_block *x, int n_tokens,
+                                 int n, const uint8_t *ahead, float *c, int ldc);
 
 /* y[t * ldy + r] = row r . x[t] for float types: n_rows rows that stand row_bytes apart, n_tokens rows of x, ldx
  * floats apart. Each sum runs in several lanes that are added in a fixed order at the end. `ahead` as above, from the
@@ -143,7 +152,7 @@ typedef struct lc_kernels {
     const char *isa;
     int tile_rows;
     int tile_tokens;
-    int few_tokens; /* most tokens that matvec takes, 1 to LC_MAX_FEW_TOKENS */
+    int few_tokens; /* most tokens that matvec_few takes, at most LC_MAX_FEW_TOKENS; 1: there is none */
     int run_log2;   /* 2 to 5: 1 << run_log2 rounded values of a token stand together */
     int code_bias;  /* 0 or LC_CODE_BIAS: what panels of formats without unpack_tile add to signed codes */
 
@@ -170,6 +179,7 @@ typedef struct lc_kernels {
     void (*values_bf16)(const float *x, int ldx, uint16_t *panels);
     void (*shrink_bf16)(const lc_bf16_softmax *state, float *c);
     lc_matvec_fn matvec[LC_TYPE_END];           /* NULL: tiles of one token */
+    lc_matvec_few_fn matvec_few[LC_TYPE_END];   /* NULL: tiles of one token, one after the other */
     lc_float_tile_fn dot_f32, dot_f16, dot_bf16;
     /* n values, a multiple of 32, as float32: what a KV cache is kept in. NULL: lc_dequantize_row */
     void (*to_float[LC_TYPE_END])(const uint8_t *blocks, int n, float *x);

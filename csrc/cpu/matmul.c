@@ -111,6 +111,11 @@ static int blocks_of(const lc_kernels *kernels, const lc_activations *q8) {
     return (q8->n_tokens + most - 1) / most;
 }
 
+static bool has_matvec(const lc_kernels *kernels, int type, int n_tokens) {
+    if (n_tokens == 1) return kernels->matvec[type] != NULL;
+    return n_tokens <= kernels->few_tokens && kernels->matvec_few[type] != NULL;
+}
+
 /* A decoding step: the rows are read once, as they lie. */
 static void matvec_chunk(const lc_kernels *kernels, const lc_weight *weight, const uint8_t *rows, size_t row_bytes,
                          int n_rows, const lc_activations *q8, const uint8_t *ahead, float *c) {
@@ -120,8 +125,12 @@ static void matvec_chunk(const lc_kernels *kernels, const lc_weight *weight, con
     for (int r = 0; r < n_rows; r += tile) {
         const uint8_t *here = rows + (size_t)r * row_bytes;
         const uint8_t *next = r + tile < n_rows ? here + (size_t)tile * row_bytes : ahead;
-        kernels->matvec[weight->type](here, row_bytes, lc_at_most(n_rows - r, tile), x, q8->n_tokens, weight->n_in, next,
-                                      c + r, lc_sums_step(q8->n_tokens));
+        const int n = lc_at_most(n_rows - r, tile);
+        if (q8->n_tokens == 1)
+            kernels->matvec[weight->type](here, row_bytes, n, x, weight->n_in, next, c + r);
+        else
+            kernels->matvec_few[weight->type](here, row_bytes, n, x, q8->n_tokens, weight->n_in, next, c + r,
+                                              lc_sums_step(q8->n_tokens));
     }
 }
 
@@ -213,7 +222,7 @@ void lc_matmul_chunk(const lc_kernels *kernels, const lc_weight *weight, int row
         floats_chunk(kernels, weight, rows, row_bytes, n_rows, x, n_tokens, ahead, scratch, c);
         return;
     }
-    if (n_tokens <= kernels->few_tokens && kernels->matvec[weight->type] != NULL) {
+    if (has_matvec(kernels, weight->type, n_tokens)) {
         matvec_chunk(kernels, weight, rows, row_bytes, n_rows, q8, ahead, c);
         return;
     }

@@ -1,4 +1,4 @@
-/* Products of 16 rows with one token, for AVX-512. Included by block_kernels.h.
+/* Products of at most 16 rows with one token, for AVX-512. Included by block_kernels.h.
  *
  * Rows are read along their length, 64 codes to a register, and multiplied with activations put into the same order.
  * A lane of 16 bytes belongs to one group of codes, so it ends as four partial sums of that group; adding those of 16

@@ -8,7 +8,8 @@
 #include "simd_x86.h"
 
 #define FEW_TOKENS 1
-enum { VEC_ROWS = 8, TILE_ROWS = 16 };
+#define TILE_VECS 2
+enum { VEC_ROWS = 8, TILE_ROWS = TILE_VECS * VEC_ROWS };
 
 typedef __m256i vec;
 typedef __m256 fvec;

@@ -7,7 +7,10 @@
 #include "kernel_table.h"
 #include "simd_x86.h"
 
-enum { VEC_ROWS = 16, TILE_ROWS = 16 };
+#if !defined(TILE_VECS)
+#define TILE_VECS 1
+#endif
+enum { VEC_ROWS = 16, TILE_ROWS = TILE_VECS * VEC_ROWS };
 
 typedef __m512i vec;
 typedef __m512 fvec;
@@ -57,7 +60,9 @@ INLINE vec pairs_added(vec p, vec q, int most) {
 
 /* sum += products of the codes in w and a, four to a dword. */
 #if defined(__AVX512VNNI__)
-#define READ_ALONG /* see matvec_along.h */
+#if !defined(READ_ALONG)
+#define READ_ALONG(elems) 1 /* whether one token's products go along rows of such blocks; see matvec_along.h */
+#endif
 #include "wide_sums.h"
 #define BIAS_LOG2(bits) 7
 INLINE vec add_products(vec sum, vec w, vec a, int bits) { return (void)bits, _mm512_dpbusd_epi32(sum, w, a); }
@@ -66,10 +71,12 @@ INLINE vec add_products(vec sum, vec w, vec a, int bits) { return (void)bits, _m
     __asm__("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(w), "m"(*(const int8_t(*)[4])(const void *)(a)))
 /* lc_fetch() of one line into the nearest cache, as FETCH_WITH. */
 #define BRING_WITH(v, p) __asm__ volatile("prefetcht0 %1" : "+v"(v) : "m"(*(const uint8_t *)(p)))
+#if !defined(FEW_TOKENS)
 #if defined(LC_QUICK_TO_COMPILE) /* builds that check, or never run this */
 #define FEW_TOKENS 2
 #else
 #define FEW_TOKENS 8
+#endif
 #endif
 #else
 #define FEW_TOKENS 1

@@ -19,7 +19,12 @@ INLINE __m256i two_16(const uint8_t *low, const uint8_t *high) {
     __asm__(code " %2, %1, %0, %0" : "+x"(v) : "m"(*(const uint8_t(*)[4])(const void *)(p)), "i"(i))
 
 /* lc_fetch() of one line, after v was computed and before it is used. Nothing is read at p, whatever the operand says. */
-#define FETCH_WITH(v, p) __asm__ volatile("prefetcht1 %1" : "+v"(v) : "m"(*(const uint8_t *)(p)))
+#if defined(FETCH_NEAR)
+#define FETCH_CODE "prefetcht0"
+#else
+#define FETCH_CODE "prefetcht1"
+#endif
+#define FETCH_WITH(v, p) __asm__ volatile(FETCH_CODE " %1" : "+v"(v) : "m"(*(const uint8_t *)(p)))
 
 /* The half at `at` of eight rows. */
 INLINE __m128i eight_halves(const uint8_t *const *row, size_t at) {

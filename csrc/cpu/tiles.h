@@ -3,7 +3,7 @@
 #ifndef LC_TILES_H
 #define LC_TILES_H
 
-enum { TILE_TOKENS = 5, TILE_VECS = TILE_ROWS / VEC_ROWS };
+enum { TILE_TOKENS = 5 };
 
 /* n_vecs times VEC_ROWS rows of the tile, from number v0 on. */
 INLINE void tile_vecs(const lc_panel *panel, const lc_q8_block *x, int n, float *c, int ldc, int n_tokens, int sub,
