@@ -19,7 +19,7 @@ extern "C" {
 /* cffi: begin */
 
 /* Changes whenever anything in this region does; compared when the library is loaded. */
-enum { LC_ABI_VERSION = 4 };
+enum { LC_ABI_VERSION = 5 };
 int32_t lc_abi_version(void);
 
 enum lc_status {
@@ -165,6 +165,12 @@ typedef struct lc_step {
 
 /* Replays the program. LC_BAD_ARGUMENT: a token, position, page or index is out of range, or there are too many. */
 int32_t lc_program_run(lc_program *program, const lc_step *step);
+
+/* The k highest of the first n_ids of each row of logits [n_rows, n], highest first, of equal ones the earlier: their ids
+ * and the logits, [n_rows, k]. One that is not finite, whatever its id, comes before all others. LC_BAD_ARGUMENT: unless
+ * 1 <= k <= n_ids <= n and k <= LC_MAX_HIGHEST. */
+enum { LC_MAX_HIGHEST = 512 };
+int32_t lc_highest(const float *logits, int32_t n_rows, int32_t n, int32_t n_ids, int32_t k, int64_t *ids, float *highest);
 
 /* cffi: end */
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from localcoder.quants.spec import Float32
 
-MAX_HIGHEST = 512  # as in csrc/cuda/highest.cu
+MAX_HIGHEST = 512  # as in csrc/cuda/highest.cu and csrc/localcoder.h
 
 
 class Candidates(NamedTuple):

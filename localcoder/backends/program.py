@@ -12,7 +12,7 @@ wanted. Buffers are assigned once: no op writes into its input, though a backend
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -173,8 +173,7 @@ class Program:
     rope: RopeTable
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(NamedTuple):
     """What changes from one replay to the next. All arrays int32, C-contiguous.
 
     Attributes:

@@ -130,7 +130,7 @@ class SplitExecutable(Executable):
     def _last(self, step: Step) -> Step:
         """Computes all but the last part; returns the last one's step."""
         for executable in self._executables[:-1]:
-            step = replace(step, inputs=(executable.run(step),))
+            step = step._replace(inputs=(executable.run(step),))
         return step
 
     def close(self) -> None:

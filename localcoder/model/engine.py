@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TypeVar
+from functools import partial
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,13 +28,14 @@ from localcoder.tokenizer.vocabulary import looks_padding
 
 Result = TypeVar("Result")
 
+_int32 = partial(np.array, dtype=np.int32)
+
 PAGE_SIZE = 64
 MAX_CTX = 1 << 20
 N_UBATCH = 512  # most tokens computed in one step
 
 
-@dataclass(frozen=True)
-class Chunk:
+class Chunk(NamedTuple):
     """New tokens of one sequence, and how many of their rows' logits are wanted, counted from the end."""
 
     sequence: SequencePages
@@ -69,6 +70,7 @@ class Engine:
     ) -> None:
         self.file = file
         self.hyperparameters = hp = read_hyperparameters(file)
+        self.n_vocab = hp.n_vocab
         self.n_ctx = hp.n_ctx_train if n_ctx is None else n_ctx
         if not 1 <= self.n_ctx <= MAX_CTX:
             raise OptionError(f"n_ctx is {self.n_ctx}; expected 1 to {MAX_CTX}")
@@ -97,10 +99,6 @@ class Engine:
         self._lock = threading.Lock()
         self._closed = False
         self._kv = PagedKV(self._store)
-
-    @property
-    def n_vocab(self) -> int:
-        return self.hyperparameters.n_vocab
 
     @property
     def kv_bytes(self) -> int:
@@ -175,7 +173,7 @@ class Engine:
             As `evaluate`.
         """
         pieces = self._run(chunks, lambda step: self._executable.run_highest(step, wanted))
-        return [row for piece in pieces for row in piece]
+        return pieces[0] if len(pieces) == 1 else [row for piece in pieces for row in piece]
 
     def hidden_states(self, sequence: SequencePages, tokens: NDArray[np.int32], n_layer: int | None = None) -> Float32:
         """Appends tokens to a sequence; returns the states after `n_layer` layers, float32 [n_tokens, n_embd].
@@ -207,7 +205,8 @@ class Engine:
             n_total = chunk.sequence.n_past + len(chunk.tokens)
             if n_total > self.n_ctx:
                 raise ContextLengthError(f"{n_total} tokens do not fit in a context of {self.n_ctx}")
-            if len(chunk.tokens) and not (chunk.tokens.min() >= 0 and chunk.tokens.max() < self.n_vocab):
+            ids = chunk.tokens.tolist()  # faster than two calls of numpy, for one token
+            if ids and not 0 <= min(ids) <= max(ids) < self.n_vocab:
                 raise OptionError(f"token ids must be 0 to {self.n_vocab - 1}")
             if not 0 <= chunk.n_logits <= len(chunk.tokens):
                 raise OptionError(f"{chunk.n_logits} rows of logits wanted of {len(chunk.tokens)} tokens")
@@ -221,27 +220,29 @@ class Engine:
         return pieces
 
     def _steps(self, chunks: Sequence[Chunk]) -> list[Step]:
-        ends = np.cumsum([len(c.tokens) for c in chunks]).tolist()
-        if not ends or not ends[-1]:
-            return []
-        starts = [c.sequence.n_past for c in chunks]
-        tokens = _in_one([np.ascontiguousarray(c.tokens, np.int32) for c in chunks])
-        positions = _in_one([np.arange(at, at + len(c.tokens), dtype=np.int32) for at, c in zip(starts, chunks)])
-        sequences = _in_one([np.full(len(c.tokens), i, np.int32) for i, c in enumerate(chunks)])
-        outputs = _in_one([np.arange(end - c.n_logits, end, dtype=np.int32) for end, c in zip(ends, chunks)])
-        page_table = np.zeros((len(chunks), max(len(c.sequence.pages) for c in chunks)), np.int32)
-        for row, chunk in zip(page_table, chunks):
-            row[: len(chunk.sequence.pages)] = chunk.sequence.pages
+        tokens: list[int] = []
+        positions: list[int] = []
+        sequences: list[int] = []
+        outputs: list[int] = []
+        for i, chunk in enumerate(chunks):
+            n, n_past = len(chunk.tokens), chunk.sequence.n_past
+            tokens += chunk.tokens.tolist()
+            positions += range(n_past, n_past + n)
+            sequences += [i] * n
+            outputs += range(len(tokens) - chunk.n_logits, len(tokens))
+        pages = [chunk.sequence.pages for chunk in chunks]
+        n_entries = max(map(len, pages), default=0)
+        page_table = _int32([[*row, *[0] * (n_entries - len(row))] for row in pages])
         n = self.n_ubatch
         return [
             Step(
-                tokens[at : at + n],
-                positions[at : at + n],
-                sequences[at : at + n],
+                _int32(tokens[at : at + n]),
+                _int32(positions[at : at + n]),
+                _int32(sequences[at : at + n]),
                 page_table,
-                outputs[(outputs >= at) & (outputs < at + n)] - np.int32(at),
+                _int32([row - at for row in outputs if at <= row < at + n]),
             )
-            for at in range(0, ends[-1], n)
+            for at in range(0, len(tokens), n)
         ]
 
     def _require_open(self) -> None:
@@ -273,7 +274,3 @@ def check_same_vocabulary(base: Engine, other: Engine) -> None:
     for i, (token, its) in enumerate(zip(*lists)):
         if token != its and not (looks_padding(token) and looks_padding(its)):
             raise ModelError(other.file.path, f"token {i} is {its!r}, in {base.file.path} it is {token!r}")
-
-
-def _in_one(parts: list[NDArray[np.int32]]) -> NDArray[np.int32]:
-    return np.concatenate(parts) if len(parts) > 1 else parts[0]

@@ -87,6 +87,8 @@ class StopStrings:
         """The text that is certain now. Once a stop string is complete, `found` is set and nothing more comes."""
         if self.found:
             return ""
+        if not self._stop:
+            return piece
         text = self._held + piece
         found = [(at + len(s), at) for s in self._stop if (at := text.find(s)) >= 0]
         if found:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import secrets
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -38,20 +37,22 @@ class Guess(NamedTuple):
     drawn_from: Candidates
 
 
-@dataclass(frozen=True)
-class Draft:
+class Draft(NamedTuple):
     """Tokens that may come next.
 
     Attributes:
         drawn_from: what each was drawn from; empty where nothing was drawn.
     """
 
-    tokens: list[int] = field(default_factory=list)
-    drawn_from: list[Candidates] = field(default_factory=list)
+    tokens: list[int]
+    drawn_from: Sequence[Candidates] = ()
 
     def guess(self, i: int) -> Guess | None:
         """The i-th token, if it was drawn."""
         return Guess(self.tokens[i], self.drawn_from[i]) if i < len(self.drawn_from) else None
+
+
+NO_DRAFT = Draft([])
 
 
 def keep_top_k(c: Candidates, k: int) -> Candidates:
@@ -347,9 +348,13 @@ class Sampler:
 
     def _allowed_of(self, wanted: Candidates) -> Candidates:
         """Those of the highest logits that are not forbidden."""
-        _check_finite(wanted.logits)
-        kept = [token not in self._forbidden_ids for token in wanted.ids.tolist()]
-        return wanted if all(kept) else Candidates(wanted.ids[kept], wanted.logits[kept])
+        if not math.isfinite(wanted.logits[0]):  # such a one comes first
+            raise _not_finite()
+        ids = wanted.ids.tolist()
+        if self._forbidden_ids.isdisjoint(ids):
+            return wanted
+        kept = [token not in self._forbidden_ids for token in ids]
+        return Candidates(wanted.ids[kept], wanted.logits[kept])
 
     def _all(self, logits: Float32) -> Candidates:
         if len(self._all_ids) != len(logits):
@@ -409,7 +414,11 @@ class Sampler:
 
 def _check_finite(logits: Float32) -> None:
     if not (math.isfinite(logits.min()) and math.isfinite(logits.max())):
-        raise NumericsError("the model computed logits that are not finite: its file is damaged, or a kernel wrong")
+        raise _not_finite()
+
+
+def _not_finite() -> NumericsError:
+    return NumericsError("the model computed logits that are not finite: its file is damaged, or a kernel wrong")
 
 
 def _warm(c: Candidates, temperature: float) -> Candidates:

@@ -19,7 +19,7 @@ from localcoder.backends.highest import Row, Rows, Wanted
 from localcoder.errors import ContextLengthError, OptionError
 from localcoder.model.engine import Chunk, Engine
 from localcoder.quants.spec import Bytes, Float32
-from localcoder.session.sampler import Draft
+from localcoder.session.sampler import NO_DRAFT, Draft
 
 if TYPE_CHECKING:
     from localcoder.session.constraint import Constraint
@@ -142,7 +142,7 @@ class Session:
         history = list(prompt)
         n_left = sys.maxsize if max_tokens is None else max_tokens
         n_cut = 0  # tokens of the history that the timeline has no longer
-        draft = Draft()  # rows[i] are the logits after draft.tokens[:i]
+        draft = NO_DRAFT  # rows[i] are the logits after draft.tokens[:i]
         n_right = 0
         while True:
             token = sampler.sample(rows[n_right], history, constraint, draft.guess(n_right))
@@ -163,11 +163,11 @@ class Session:
             if is_right:
                 continue
             self._trim(len(history) - 1 - n_cut)
-            if self.is_full and n_kept is not None:
-                n_cut += self._forget_half(n_kept, speculation)
             if self.is_full:
-                return
-            draft, n_right = Draft(), 0
+                n_cut += 0 if n_kept is None else self._forget_half(n_kept, speculation)
+                if self.is_full:
+                    return
+            draft, n_right = NO_DRAFT, 0
             if speculation is not None:
                 n_room = self._engine.n_ctx - self.sequence.n_past
                 draft = speculation.draft(partial(self._tokens_and, token), min(n_left, n_room) - 1)
@@ -222,7 +222,7 @@ class Session:
         except ContextLengthError:
             if not draft.tokens:
                 raise
-            return Draft(), self._decode([token], wanted)
+            return NO_DRAFT, self._decode([token], wanted)
 
     def generate_together(
         self,

@@ -16,7 +16,7 @@ from localcoder.model.engine import Engine
 from localcoder.session.constraint import Constraint
 from localcoder.session.lookup import Lookup
 from localcoder.session.pool import SessionPool
-from localcoder.session.sampler import Draft, Guess, Sampler
+from localcoder.session.sampler import NO_DRAFT, Draft, Guess, Sampler
 from localcoder.session.session import Session
 
 _MOST_DRAFTED = 16
@@ -123,12 +123,12 @@ class Drafting:
         """At most so many tokens that may follow `history`; none where it is too long for the draft model."""
         n = min(self.pace.length(), n_most)
         if n < 1:
-            return Draft()
+            return NO_DRAFT
         proposer = _Proposer(self._sampler)
         try:
             tokens = list(self._session.generate(history, proposer, max_tokens=n))
         except ContextLengthError:
-            return Draft()
+            return NO_DRAFT
         return Draft(tokens, proposer.drawn_from)
 
     def cut(self, start: int, stop: int) -> None:

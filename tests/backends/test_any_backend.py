@@ -140,7 +140,7 @@ def test_every_op_agrees_on_the_same_inputs(name, model, type_name, n):
         ops, out = ([*cache, op] if isinstance(op, Attend) else [op]), op.out
         read = [buffer for one in ops for buffer in reads(one)]
         piece = Program((*(Input(i, b) for i, b in enumerate(read)), *ops), out, program.kv, program.rope)
-        given = replace(step, inputs=tuple(values[b.id] for b in read))
+        given = step._replace(inputs=tuple(values[b.id] for b in read))
         expected, result = (run_once(b, piece, given) for b in (ReferenceBackend(), opened(name, 2)))
         assert np.abs(result - expected).max() <= 1e-5 * np.abs(expected).max(), op
         values[out.id] = expected

@@ -72,7 +72,7 @@ def test_every_op_has_the_bits_of_the_cpu(type_name, n, tmp_path):
         ops = [*cache, op] if isinstance(op, Attend) else [op]
         read = [buffer for one in ops for buffer in reads(one)]
         piece = Program((*(Input(i, b) for i, b in enumerate(read)), *ops), op.out, program.kv, program.rope)
-        given = replace(step, inputs=tuple(values[b.id] for b in read))
+        given = step._replace(inputs=tuple(values[b.id] for b in read))
         expected, result = run(cpu, piece, given), run(card, piece, given)
         if isinstance(op, Attend) or (isinstance(op, Linear) and n == 1):
             assert np.abs(result - expected).max() <= LAST_BITS * np.abs(expected).max(), op

@@ -6,10 +6,12 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from localcoder.backends.base import Backend, Executable, HostKVStore, KVStore
 from localcoder.backends.c.library import instruction_sets, load
 from localcoder.backends.c.lowering import LoweredOp, assign_slots, lower
+from localcoder.backends.highest import Candidates, Wanted
 from localcoder.backends.program import Buffer, KVShape, Program, Step
 from localcoder.backends.threads import thread_count
 from localcoder.errors import BackendError
@@ -17,6 +19,8 @@ from localcoder.quants import by_name
 from localcoder.quants.iq_grids import grid_of
 from localcoder.quants.search import check_finite, is_searched, normalized_weights
 from localcoder.quants.spec import Bytes, Float32, QuantType
+
+_STEP_ARRAYS = ("tokens", "positions", "sequences", "page_table", "outputs")  # of a Step, as lc_step calls them
 
 
 class CBackend(Backend):
@@ -185,6 +189,10 @@ class CExecutable(Executable):
         )
         self._program = self._ffi.gc(out[0], self._lib.lc_program_free)
         self._step = self._ffi.new("lc_step *")
+        self._inputs: dict[str, NDArray[np.int32]] = {}
+        self._rows = self._ffi.new("float[]", 0)  # logits of which only the highest are wanted,
+        self._highest = np.empty((0, 0), np.int64), np.empty((0, 0), np.float32)  # which go here
+        self._to_highest: tuple[Any, Any] = (None, None)
 
     def _pointer(self, ctype: str, array: np.ndarray[Any, Any]) -> Any:
         """The array's memory, which then lives as long as this program."""
@@ -215,30 +223,56 @@ class CExecutable(Executable):
             c_op.vector = self._pointer("float[]", np.ascontiguousarray(op.vector, np.float32))
 
     def run(self, step: Step) -> Float32:
+        logits = np.empty((self._n_rows(step), self._logits.width), np.float32)
+        self._replay(step, self._ffi.from_buffer("float[]", logits, require_writable=True))
+        return logits
+
+    def run_highest(self, step: Step, wanted: Wanted) -> list[Candidates]:
+        ffi, n_rows, width, k = self._ffi, self._n_rows(step), self._logits.width, wanted.k
+        if len(self._rows) < n_rows * width:
+            self._rows = ffi.new("float[]", n_rows * width)
+        self._replay(step, self._rows)
+        if self._highest[0].shape != (n_rows, k):
+            self._highest = np.empty((n_rows, k), np.int64), np.empty((n_rows, k), np.float32)
+            self._to_highest = (
+                ffi.from_buffer("int64_t[]", self._highest[0]),
+                ffi.from_buffer("float[]", self._highest[1]),
+            )
+        self._backend.check(self._lib.lc_highest(self._rows, n_rows, width, wanted.n_ids, k, *self._to_highest))
+        return [Candidates(ids.copy(), logits.copy()) for ids, logits in zip(*self._highest)]
+
+    def _n_rows(self, step: Step) -> int:
+        return len(step.outputs if self._logits.rows == "outputs" else step.tokens)
+
+    def _replay(self, step: Step, target: Any) -> None:
         if self._program is None:
             raise BackendError("this program was closed")
-        ffi, c_step = self._ffi, self._step
-        n_rows = len(step.outputs if self._logits.rows == "outputs" else step.tokens)
-        logits = np.empty((n_rows, self._logits.width), np.float32)
+        c_step = self._step
         c_step.n_tokens, c_step.n_outputs = len(step.tokens), len(step.outputs)
         c_step.n_sequences, c_step.n_entries = step.page_table.shape
-        inputs = [ffi.from_buffer("int32_t[]", array) for array in _step_arrays(step)]
-        c_step.tokens, c_step.positions, c_step.sequences, c_step.page_table, c_step.outputs = inputs
-        matrices = [ffi.from_buffer("float[]", array) for array in step.inputs]
-        c_inputs = ffi.new("float *[]", matrices)
-        c_step.inputs, c_step.n_inputs = c_inputs, len(matrices)
-        c_step.logits = target = ffi.from_buffer("float[]", logits, require_writable=True)
+        for name in _STEP_ARRAYS:
+            array = getattr(step, name)
+            kept = self._inputs.get(name)
+            if kept is None or len(kept) < array.size:
+                kept = self._room(name, 2 * array.size)
+            kept[: array.size] = array.ravel()
+        matrices = [self._ffi.from_buffer("float[]", array) for array in step.inputs]
+        c_step.inputs = c_inputs = self._ffi.new("float *[]", matrices) if matrices else self._ffi.NULL
+        c_step.n_inputs = len(matrices)
+        c_step.logits = target
         status = self._lib.lc_program_run(self._program, c_step)
-        del inputs, matrices, c_inputs, target
-        self._backend.check(status)
-        return logits
+        del matrices, c_inputs
+        if status:
+            self._backend.check(status)
+
+    def _room(self, name: str, size: int) -> NDArray[np.int32]:
+        """Where the C side finds an array of the step. It stays: finding memory for each step takes longer."""
+        kept = self._inputs[name] = np.empty(size, np.int32)
+        setattr(self._step, name, self._ffi.from_buffer("int32_t[]", kept))
+        return kept
 
     def close(self) -> None:
         if self._program is not None:
             self._ffi.release(self._program)
             self._program = None
             self._kept.clear()
-
-
-def _step_arrays(step: Step) -> tuple[np.ndarray[Any, Any], ...]:
-    return (step.tokens, step.positions, step.sequences, step.page_table, step.outputs)

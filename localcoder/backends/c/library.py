@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from localcoder.backends.base import InstructionSet
 from localcoder.errors import BackendError
 
-ABI_VERSION = 4  # of csrc/localcoder.h, as this package was written against
+ABI_VERSION = 5  # of csrc/localcoder.h, as this package was written against
 # Beside the package or, for an editable installation, where its compiled part was installed.
 FOLDER = Path(str(importlib.resources.files("localcoder") / "_native"))
 BEGIN, END = "/* cffi: begin */", "/* cffi: end */"
