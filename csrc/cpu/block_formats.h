@@ -252,9 +252,16 @@ INLINE vec less_bias(const sink *to, int sub, int t, int at) {
 INLINE vec bring_rows(const sink *to, vec v) {
 #if defined(BRING_WITH)
     const int i = to->quad_i, first = i * VEC_ROWS / to->n_quads, end = (i + 1) * VEC_ROWS / to->n_quads;
-    UNROLLED for (int r = first; r < end; r++)
-        UNROLLED for (size_t k = LC_LINE - 1; k < to->next_bytes + LC_LINE - 1; k += LC_LINE)
-            BRING_WITH(v, to->row[r] + to->next + k);
+    UNROLLED for (int r = first; r < end; r++) {
+        const uint8_t *next = to->row[r] + to->next + LC_LINE - 1;
+        UNROLLED for (size_t k = 0; k < to->next_bytes; k += LC_LINE) BRING_WITH(v, next + k);
+#if defined(FETCH_NEAR) /* see matvec_along.h; short blocks would spend too much on it */
+        if (to->next_bytes > LC_LINE / 2) {
+            BRING_WITH(v, next + 3 * to->next_bytes);
+            BRING_WITH(v, next + 6 * to->next_bytes);
+        }
+#endif
+    }
 #else
     (void)to;
 #endif

@@ -230,10 +230,19 @@ INLINE quad arranged(const int8_t *a, order o, int n_left) {
     return activations(rest, o);
 }
 
-/* A row's codes of a step; the next step's lines are brought from the second-level cache into the first. */
+/* Brings step number `after` of a row into the first cache. */
+INLINE void bring_step(const uint8_t *p, int step_bytes, int after) {
+    for (int i = 0; i < step_bytes; i += LC_LINE) __builtin_prefetch(p + after * step_bytes + LC_LINE - 1 + i, 0, 3);
+}
+
+/* A row's codes of a step; those of the next one, at least, are brought near. */
 INLINE quad read_step(const along *f, const uint8_t *p) {
     const int step_bytes = blocks_of(f) * f->bytes;
-    for (int i = 0; i < step_bytes; i += 64) __builtin_prefetch(p + step_bytes + 63 + i, 0, 3);
+    bring_step(p, step_bytes, 1);
+#if defined(FETCH_NEAR) /* where requests get lost while there are many: once more, and once more */
+    bring_step(p, step_bytes, 2);
+    bring_step(p, step_bytes, 4);
+#endif
     return f->codes(p);
 }
 
