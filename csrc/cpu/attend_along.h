@@ -22,10 +22,11 @@ INLINE void floats_of(int type, const uint8_t *blocks, int n, float *x) {
 /* One query and n_k keys, at most KEYS_ALONG. */
 INLINE void scores_along(int type, const float *q, const uint8_t *rows, size_t row_bytes, int n_k, int d, float scale,
                          const uint8_t *ahead, float *scores) {
+    const int block_bytes = type == LC_TYPE_F16 ? 64 : type == LC_TYPE_Q8_0 ? sizeof(lc_block_q8_0) : sizeof(lc_block_q4_0);
     lc_key_sum sum[KEYS_ALONG];
     for (int j = 0; j < KEYS_ALONG; j++)
         for (int p = 0; p < KEY_PARTS; p++) sum[j][p] = f_set(0);
-    for (int e = 0; e < d; e += 32)
+    for (int e = 0; e < d; e += 32, ahead += n_k * block_bytes) {
         _Pragma("GCC unroll 16") for (int j = 0; j < n_k; j++) {
             const uint8_t *row = rows + (size_t)j * row_bytes;
             const fvec s = scale_at(type, row, e);
@@ -34,7 +35,8 @@ INLINE void scores_along(int type, const float *q, const uint8_t *rows, size_t r
                 sum[j][p] = f_fma(f_load(q + at), values_at(type, row, at, s), sum[j][p]);
             }
         }
-    lc_fetch(ahead, (size_t)n_k * row_bytes);
+        lc_fetch(ahead, (size_t)(n_k * block_bytes));
+    }
     store_scores(sum, n_k, scale, scores);
 }
 

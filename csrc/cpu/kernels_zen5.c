@@ -7,9 +7,11 @@
 #define FETCH_NEAR
 #define READ_ALONG(elems) ((elems) == 256)
 #define FEW_TOKENS 1
+#include "math_avx512.h"
 #include "simd_avx512.h"
 #include "block_kernels.h"
 #include "tiles_vnni.h"
+#include "attend_avx512.h"
 
 void LC_KERNELS(lc_kernels *table) {
     table->isa = LC_ISA_NAME;
@@ -17,4 +19,5 @@ void LC_KERNELS(lc_kernels *table) {
     table->tile_tokens = TILE_TOKENS;
     USE_TILES
     USE_FORMATS
+    USE_ATTENTION
 }
