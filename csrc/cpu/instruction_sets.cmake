@@ -116,7 +116,8 @@ set(avx512vnni ${avx512} AVX512VNNI)
 lc_isa(amx_bf16     X86_64 SHARES_TEXT BASE avx512vnni SEARCHES avx512
        FEATURES ${avx512vnni} AVX512BF16 AMX_TILE AMX_INT8 AMX_BF16)
 lc_isa(amx          X86_64 BASE avx512vnni SEARCHES avx512 FEATURES ${avx512vnni} AMX_TILE AMX_INT8)
-lc_isa(zen5         X86_64 BASE avx512vnni SEARCHES avx512 FEATURES ${avx512vnni} AVXVNNI AVX512VP2INTERSECT)
+lc_isa(zen5         X86_64 SHARES_TEXT BASE avx512vnni SEARCHES avx512
+       FEATURES ${avx512vnni} AVXVNNI AVX512VP2INTERSECT) # no other processor has both
 lc_isa(avx512vnni   X86_64 SEARCHES avx512 FEATURES ${avx512vnni})
 lc_isa(avx512       X86_64 SHARES_TEXT FEATURES ${avx512})
 lc_isa(avxvnni      X86_64 SHARES_TEXT SEARCHES avx2 FEATURES ${avx2} AVXVNNI)
@@ -129,6 +130,7 @@ lc_isa(ref          ANY)
 # For tests alone.
 lc_isa(amx_emulated X86_64 TEST_ONLY SHARES_TEXT BASE avx512vnni SEARCHES avx512 FEATURES ${avx512vnni})
 lc_isa(amx_bf16_emulated X86_64 TEST_ONLY BASE avx512vnni SEARCHES avx512 FEATURES ${avx512vnni} AVX512BF16)
+lc_isa(zen5_elsewhere X86_64 TEST_ONLY BASE avx512vnni SEARCHES avx512 FEATURES ${avx512vnni})
 lc_isa(avxvnni_evex X86_64 TEST_ONLY SHARES_TEXT SEARCHES avx2 FEATURES ${avx2} AVX512F AVX512VL AVX512VNNI)
 
 file(GENERATE OUTPUT ${CMAKE_CURRENT_BINARY_DIR}/generated/instruction_sets.h CONTENT "${LC_ISA_LINES}")
