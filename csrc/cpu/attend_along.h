@@ -35,7 +35,7 @@ INLINE void scores_along(int type, const float *q, const uint8_t *rows, size_t r
                 sum[j][p] = f_fma(f_load(q + at), values_at(type, row, at, s), sum[j][p]);
             }
         }
-        lc_fetch(ahead, (size_t)(n_k * block_bytes));
+        lc_fetch_for_one(ahead, (size_t)(n_k * block_bytes));
     }
     store_scores(sum, n_k, scale, scores);
 }
@@ -47,7 +47,7 @@ INLINE void mix_along(int type, const float *weights, float keep, const uint8_t 
     for (int e = 0; e < n_e; e += VEC_ROWS) sum[e / VEC_ROWS] = f_mul(f_load(out + e0 + e), f_set(keep));
     for (int j = 0; j < n_k; j++) {
         const uint8_t *row = rows + (size_t)j * row_bytes;
-        if (e0 == 0) lc_fetch(ahead + (size_t)j * row_bytes, row_bytes);
+        if (e0 == 0) lc_fetch_for_one(ahead + (size_t)j * row_bytes, row_bytes);
         const fvec weight = f_set(weights[j]);
         for (int e = 0; e < n_e; e += 32) {
             const fvec s = scale_at(type, row, e0 + e);

@@ -51,7 +51,11 @@ INLINE void dot_block(const dots *d, int n_rows, int n_tokens, span s, load_fn l
     const uint8_t *w = d->rows + (size_t)s.from * d->size;
     int left = s.to - s.from;
     for (; left >= DOT_STEP; left -= DOT_STEP, w += DOT_STEP * d->size, s.x += s.x_step) {
-        if (s.ahead != NULL) lc_fetch(s.ahead, s.ahead_step), s.ahead += s.ahead_step;
+        if (s.ahead != NULL) {
+            if (n_tokens == 1) lc_fetch_for_one(s.ahead, s.ahead_step);
+            else lc_fetch(s.ahead, s.ahead_step);
+            s.ahead += s.ahead_step;
+        }
         fvec v[DOT_TOKENS];
         for (int t = 0; t < n_tokens; t++) v[t] = f_load(s.x + (size_t)t * s.x_token);
         for (int r = 0; r < n_rows; r++) {
@@ -172,5 +176,10 @@ DEFINE_DOT(dot_f32, load_f32, 4)
 DEFINE_DOT(dot_f16, load_f16, 2)
 DEFINE_DOT(dot_bf16, load_bf16, 2)
 #undef DEFINE_DOT
+
+#define USE_DOTS                \
+    table->dot_f32 = dot_f32;   \
+    table->dot_f16 = dot_f16;   \
+    table->dot_bf16 = dot_bf16;
 
 #endif

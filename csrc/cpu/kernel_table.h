@@ -89,15 +89,18 @@ typedef struct lc_panel {
     float *mins;    /* [n / sub][tile_rows]; only where the format has minimums */
 } lc_panel;
 
-/* Asks for n bytes to be brought into the second-level cache, or where the text says so, into the first; the address need
- * not be valid. */
+/* Asks for n bytes to be brought into the second-level cache; the address need not be valid. */
 static inline void lc_fetch(const uint8_t *p, size_t n) {
+    for (size_t i = 0; i < n; i += LC_LINE) __builtin_prefetch(p + i, 0, 2);
+}
+
+/* The same for what one token meets but once: where the text says so, into the first cache. */
+static inline void lc_fetch_for_one(const uint8_t *p, size_t n) {
 #if defined(FETCH_NEAR)
-    enum { NEARNESS = 3 };
+    for (size_t i = 0; i < n; i += LC_LINE) __builtin_prefetch(p + i, 0, 3);
 #else
-    enum { NEARNESS = 2 };
+    lc_fetch(p, n);
 #endif
-    for (size_t i = 0; i < n; i += LC_LINE) __builtin_prefetch(p + i, 0, NEARNESS);
 }
 
 /* c[t * ldc + r] += row r of the panel . token t, for n values, all rows of the tile, all tokens of the block. */

@@ -173,9 +173,7 @@ void LC_KERNELS(lc_kernels *table) {
     USE_TILES
     USE_FORMATS
     USE_PEAKS
-    table->dot_f32 = dot_f32;
-    table->dot_f16 = dot_f16;
-    table->dot_bf16 = dot_bf16;
+    USE_DOTS
     table->rms_norm = rms_norm;
     table->rope = rope;
     table->silu_mul = silu_mul;

@@ -50,20 +50,7 @@ static void quantize_q8(const float *x, int n, const lc_q8_block *block, int t) 
 #else
 #include "tiles.h"
 #endif
-
-/* --- float types ---------------------------------------------------------------------------------------------- */
-
-INLINE fvec load_f32(const uint8_t *p) { return _mm512_loadu_ps(p); }
-INLINE fvec load_f16(const uint8_t *p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)p)); }
-INLINE fvec load_bf16(const uint8_t *p) {
-    const __m256i bits = _mm256_loadu_si256((const __m256i *)(const void *)p);
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
-}
-
-#define f_total _mm512_reduce_add_ps
-#define DOT_TOKENS 6
-enum { DOT_ROWS = 4, DOT_ROWS_ALONE = 4 };
-#include "dot_rows.h"
+#include "dot_avx512.h"
 
 /* --- rows ----------------------------------------------------------------------------------------------------- */
 
@@ -138,9 +125,7 @@ void LC_KERNELS(lc_kernels *table) {
     USE_TILES
     USE_FORMATS
     USE_PEAKS
-    table->dot_f32 = dot_f32;
-    table->dot_f16 = dot_f16;
-    table->dot_bf16 = dot_bf16;
+    USE_DOTS
     table->rms_norm = rms_norm;
     table->rope = rope;
     table->silu_mul = silu_mul;

@@ -161,9 +161,7 @@ void LC_KERNELS(lc_kernels *table) {
     lc_use_tiles(table, tile_32, tile_16, tile_32_min, tile_16_min);
     USE_FORMATS
     USE_PEAKS
-    table->dot_f32 = dot_f32;
-    table->dot_f16 = dot_f16;
-    table->dot_bf16 = dot_bf16;
+    USE_DOTS
     table->half_to_float = half_to_float;
     table->float_to_half = float_to_half;
     table->attend_scores = attend_scores;

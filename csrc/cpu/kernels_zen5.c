@@ -1,6 +1,6 @@
-/* What Zen 5 does otherwise than other processors with AVX-512 and VNNI. It multiplies twice as fast as it loads, so tiles
- * have two vectors of rows. One token's products: what memory is asked for comes into the first cache, which loses it on
- * others; and transposing short blocks takes no longer than reading along them, but spreads what is read more evenly. */
+/* What Zen 5 does otherwise than other processors with AVX-512 and VNNI. It multiplies as often as it loads, so tiles have
+ * two vectors of rows. What memory is asked for, for one token, comes into the first cache, which on others has no room
+ * for it; and transposing short blocks takes no longer than reading along them, but spreads what is read more evenly. */
 #include <immintrin.h>
 
 #define TILE_VECS 2
@@ -11,6 +11,7 @@
 #include "simd_avx512.h"
 #include "block_kernels.h"
 #include "tiles_vnni.h"
+#include "dot_avx512.h"
 #include "attend_avx512.h"
 
 void LC_KERNELS(lc_kernels *table) {
@@ -19,5 +20,6 @@ void LC_KERNELS(lc_kernels *table) {
     table->tile_tokens = TILE_TOKENS;
     USE_TILES
     USE_FORMATS
+    USE_DOTS
     USE_ATTENTION
 }

@@ -277,12 +277,12 @@ INLINE void matvec_along(const uint8_t *rows, size_t row_bytes, int n_rows, cons
         lc_sums sums;
         const uint8_t *next = ahead + VEC_ROWS * done;
         for (int j = 0; j < 4; j++, next += part) {
-            lc_fetch(next, (size_t)part);
+            lc_fetch_for_one(next, (size_t)part);
             const quad w[4] = {read_step(f, row[4 * j] + at), read_step(f, row[4 * j + 1] + at),
                                read_step(f, row[4 * j + 2] + at), read_step(f, row[4 * j + 3] + at)};
             FOR_4(add_up_product, sums, w, a, f, j);
         }
-        lc_fetch(next, (size_t)part);
+        lc_fetch_for_one(next, (size_t)part);
         for (int b = 0; b < n_blocks; b++) {
             to.scales = scales + b * subs * VEC_ROWS;
             to.mins = mins + b * subs * VEC_ROWS;
@@ -290,7 +290,7 @@ INLINE void matvec_along(const uint8_t *rows, size_t row_bytes, int n_rows, cons
         }
         to.scales = scales;
         to.mins = mins;
-        lc_fetch(next + part, (size_t)(VEC_ROWS * step_bytes - (ASK_PARTS - 1) * part));
+        lc_fetch_for_one(next + part, (size_t)(VEC_ROWS * step_bytes - (ASK_PARTS - 1) * part));
         to.first = k / f->sub;
         FOR_4(put_groups, &to, sums, f);
         FOR_16(add_group, &to, f, n_here * subs);

@@ -18,7 +18,7 @@ INLINE __m256i two_16(const uint8_t *low, const uint8_t *high) {
 #define INSERT(code, v, p, i) \
     __asm__(code " %2, %1, %0, %0" : "+x"(v) : "m"(*(const uint8_t(*)[4])(const void *)(p)), "i"(i))
 
-/* lc_fetch() of one line, after v was computed and before it is used. Nothing is read at p, whatever the operand says. */
+/* lc_fetch_for_one() of one line, after v was computed and before it is used. Nothing is read at p, whatever the operand says. */
 #if defined(FETCH_NEAR)
 #define FETCH_CODE "prefetcht0"
 #else
