@@ -10,6 +10,7 @@ from tiny_model import write_tiny_model
 
 from localcoder import Coder
 from localcoder.backends import select
+from localcoder.backends.c import library as c_library
 from localcoder.backends.cuda import emulated
 from localcoder.backends.highest import MAX_HIGHEST, Candidates, Wanted, highest, wanted_of
 from localcoder.backends.program import KVShape, Recorder, RopeTable, Step
@@ -28,6 +29,11 @@ def backend(request):
     opened = select._by_name(request.param).open(2)
     yield opened
     opened.close()
+
+
+@pytest.mark.skipif(c_library.availability() is not None, reason=str(c_library.availability()))
+def test_the_c_core_finds_as_many():
+    assert c_library.load().lib.LC_MAX_HIGHEST == MAX_HIGHEST
 
 
 def run_highest(backend, rows: np.ndarray, wanted: Wanted) -> list[Candidates]:
