@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -202,7 +202,7 @@ def highest(backend: CudaBackend, width: int, seconds: float) -> Iterator[Result
     rows[3, width // 2] = np.nan
     executable = compiled(backend, rows_program(width, n), n, 1, n)
     step = step_of(n, 0, 1, "all")
-    step = replace(step, inputs=(rows, np.zeros_like(rows)))
+    step = step._replace(inputs=(rows, np.zeros_like(rows)))
     whole = median_seconds(partial(executable.run, step), seconds)
     for k in (1, 40, 512):
         wanted = Wanted(k, width - 7)
