@@ -4,11 +4,16 @@
 #ifndef LC_ATTEND_ALONG_H
 #define LC_ATTEND_ALONG_H
 
+/* Bytes of 32 values. */
+INLINE size_t block_bytes(int type) {
+    return type == LC_TYPE_F16 ? 64 : type == LC_TYPE_Q8_0 ? sizeof(lc_block_q8_0) : sizeof(lc_block_q4_0);
+}
+
 /* What block e / 32 of a row is multiplied by. */
 INLINE fvec scale_at(int type, const uint8_t *row, int e) {
     if (type == LC_TYPE_F16) return f_set(0); /* has none */
     uint16_t d;
-    memcpy(&d, row + (size_t)(e / 32) * (type == LC_TYPE_Q8_0 ? sizeof(lc_block_q8_0) : sizeof(lc_block_q4_0)), 2);
+    memcpy(&d, row + (size_t)(e / 32) * block_bytes(type), 2);
     return f_set(_cvtsh_ss(d));
 }
 
@@ -22,11 +27,11 @@ INLINE void floats_of(int type, const uint8_t *blocks, int n, float *x) {
 /* One query and n_k keys, at most KEYS_ALONG. */
 INLINE void scores_along(int type, const float *q, const uint8_t *rows, size_t row_bytes, int n_k, int d, float scale,
                          const uint8_t *ahead, float *scores) {
-    const int block_bytes = type == LC_TYPE_F16 ? 64 : type == LC_TYPE_Q8_0 ? sizeof(lc_block_q8_0) : sizeof(lc_block_q4_0);
+    const size_t asked = (size_t)n_k * block_bytes(type); /* evenly: requests in a burst get lost */
     lc_key_sum sum[KEYS_ALONG];
     for (int j = 0; j < KEYS_ALONG; j++)
         for (int p = 0; p < KEY_PARTS; p++) sum[j][p] = f_set(0);
-    for (int e = 0; e < d; e += 32, ahead += n_k * block_bytes) {
+    for (int e = 0; e < d; e += 32, ahead += asked) {
         _Pragma("GCC unroll 16") for (int j = 0; j < n_k; j++) {
             const uint8_t *row = rows + (size_t)j * row_bytes;
             const fvec s = scale_at(type, row, e);
@@ -35,7 +40,7 @@ INLINE void scores_along(int type, const float *q, const uint8_t *rows, size_t r
                 sum[j][p] = f_fma(f_load(q + at), values_at(type, row, at, s), sum[j][p]);
             }
         }
-        lc_fetch_for_one(ahead, (size_t)(n_k * block_bytes));
+        lc_fetch_for_one(ahead, asked);
     }
     store_scores(sum, n_k, scale, scores);
 }

@@ -291,16 +291,14 @@ INLINE void put_quad(sink *to, int sub, int first, quad q) {
         return;
     }
 #endif
+    if (sub != IN_PANEL) q.k1 = bring_rows(to, q.k1);
+    q.k0 = ask_lines(to, q.k0);
 #if FEW_TOKENS > 1
     if (IS_FOR_TOKENS(sub)) {
-        q.k1 = bring_rows(to, q.k1);
-        q.k0 = ask_lines(to, q.k0);
         FOR_8(dot_token, to, FOR_TOKENS(sub), first, q);
         return;
     }
 #endif
-    if (sub > 0) q.k1 = bring_rows(to, q.k1);
-    q.k0 = ask_lines(to, q.k0);
     if (sub > 0) {
         const half_sums none = {v_set32(0), v_set32(0)};
         half_sums *sum = &to->half_sum[first / sub];

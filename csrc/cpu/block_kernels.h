@@ -37,7 +37,7 @@ _Static_assert(FEW_TOKENS <= LC_MAX_FEW_TOKENS, "too many");
 #define MATVEC_OF_ONE(name, elems) across_##name(here, row_bytes, left, x, 1, n, next, c + r, 0)
 #endif
 
-/* Of a tile's rows, as many at a time as a vector has places. */
+/* Of all rows, as many at a time as a vector has places. */
 #define EACH_VECTOR(...)                                                                             \
     for (int r = 0; r < n_rows; r += VEC_ROWS) {                                                     \
         const int left = lc_at_most(n_rows - r, VEC_ROWS);                                           \

@@ -94,10 +94,15 @@ static inline void lc_fetch(const uint8_t *p, size_t n) {
     for (size_t i = 0; i < n; i += LC_LINE) __builtin_prefetch(p + i, 0, 2);
 }
 
-/* The same for what one token meets but once: where the text says so, into the first cache. */
+/* The same into the first. */
+static inline void lc_bring(const uint8_t *p, size_t n) {
+    for (size_t i = 0; i < n; i += LC_LINE) __builtin_prefetch(p + i, 0, 3);
+}
+
+/* For what one token meets but once: into the first where the text says so. */
 static inline void lc_fetch_for_one(const uint8_t *p, size_t n) {
 #if defined(FETCH_NEAR)
-    for (size_t i = 0; i < n; i += LC_LINE) __builtin_prefetch(p + i, 0, 3);
+    lc_bring(p, n);
 #else
     lc_fetch(p, n);
 #endif
@@ -128,7 +133,7 @@ typedef struct lc_bf16_softmax {
     int32_t last[LC_BF16_PAIR]; /* position of the last key that a query sees; -1: there is no query */
 } lc_bf16_softmax;
 
-/* c[r] = row r . x, whole rows of n values; n_rows <= tile_rows, x a block of one token. Same sums as the tile kernel. */
+/* c[r] = row r . x, n_rows whole rows of n values; x a block of one token. Same sums as the tile kernel. */
 typedef void (*lc_matvec_fn)(const uint8_t *rows, size_t row_bytes, int n_rows, const lc_q8_block *x, int n,
                              const uint8_t *ahead, float *c);
 

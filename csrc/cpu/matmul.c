@@ -121,17 +121,11 @@ static void matvec_chunk(const lc_kernels *kernels, const lc_weight *weight, con
                          int n_rows, const lc_activations *q8, const uint8_t *ahead, float *c) {
     lc_q8_block x[LC_MAX_FEW_TOKENS];
     for (int t = 0; t < q8->n_tokens; t++) x[t] = lc_q8_block_at(kernels, q8, t);
-    const int tile = kernels->tile_rows;
-    for (int r = 0; r < n_rows; r += tile) {
-        const uint8_t *here = rows + (size_t)r * row_bytes;
-        const uint8_t *next = r + tile < n_rows ? here + (size_t)tile * row_bytes : ahead;
-        const int n = lc_at_most(n_rows - r, tile);
-        if (q8->n_tokens == 1)
-            kernels->matvec[weight->type](here, row_bytes, n, x, weight->n_in, next, c + r);
-        else
-            kernels->matvec_few[weight->type](here, row_bytes, n, x, q8->n_tokens, weight->n_in, next, c + r,
-                                              lc_sums_step(q8->n_tokens));
-    }
+    if (q8->n_tokens == 1)
+        kernels->matvec[weight->type](rows, row_bytes, n_rows, x, weight->n_in, ahead, c);
+    else
+        kernels->matvec_few[weight->type](rows, row_bytes, n_rows, x, q8->n_tokens, weight->n_in, ahead, c,
+                                          lc_sums_step(q8->n_tokens));
 }
 
 /* Not many tokens: each tile of rows from end to end, in the order of memory. */

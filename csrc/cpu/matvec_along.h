@@ -230,18 +230,14 @@ INLINE quad arranged(const int8_t *a, order o, int n_left) {
     return activations(rest, o);
 }
 
-/* Brings step number `after` of a row into the first cache. */
-INLINE void bring_step(const uint8_t *p, int step_bytes, int after) {
-    for (int i = 0; i < step_bytes; i += LC_LINE) __builtin_prefetch(p + after * step_bytes + LC_LINE - 1 + i, 0, 3);
-}
-
 /* A row's codes of a step; those of the next one, at least, are brought near. */
 INLINE quad read_step(const along *f, const uint8_t *p) {
-    const int step_bytes = blocks_of(f) * f->bytes;
-    bring_step(p, step_bytes, 1);
+    const size_t step_bytes = (size_t)(blocks_of(f) * f->bytes);
+    const uint8_t *next = p + step_bytes + LC_LINE - 1;
+    lc_bring(next, step_bytes);
 #if defined(FETCH_NEAR) /* where requests get lost while there are many: once more, and once more */
-    bring_step(p, step_bytes, 2);
-    bring_step(p, step_bytes, 4);
+    lc_bring(next + step_bytes, step_bytes);
+    lc_bring(next + 3 * step_bytes, step_bytes);
 #endif
     return f->codes(p);
 }

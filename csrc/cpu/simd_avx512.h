@@ -69,7 +69,7 @@ INLINE vec add_products(vec sum, vec w, vec a, int bits) { return (void)bits, _m
 /* With four codes of memory in every dword; no intrinsic says that the instruction repeats them. */
 #define ADD_FOUR(sum, w, a) \
     __asm__("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(w), "m"(*(const int8_t(*)[4])(const void *)(a)))
-/* lc_fetch() of one line into the nearest cache, as FETCH_WITH. */
+/* lc_bring() of one line, as FETCH_WITH. */
 #define BRING_WITH(v, p) __asm__ volatile("prefetcht0 %1" : "+v"(v) : "m"(*(const uint8_t *)(p)))
 #if !defined(FEW_TOKENS)
 #if defined(LC_QUICK_TO_COMPILE) /* builds that check, or never run this */

@@ -262,8 +262,7 @@ class CExecutable(Executable):
         c_step.logits = target
         status = self._lib.lc_program_run(self._program, c_step)
         del matrices, c_inputs
-        if status:
-            self._backend.check(status)
+        self._backend.check(status)
 
     def _room(self, name: str, size: int) -> NDArray[np.int32]:
         """Where the C side finds an array of the step. It stays: finding memory for each step takes longer."""
