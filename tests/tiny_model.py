@@ -7,10 +7,25 @@ from pathlib import Path
 import gguf
 import numpy as np
 
-from localcoder.quants import QuantType, by_name
-from localcoder.quants.search import quantize_best
+from localcoder.quants import ALL, QuantType, by_name
+from localcoder.quants.search import is_searched, quantize_best
 
 BYTE_TOKENS = 256
+TYPES = [t.name for t in ALL if t.quantize_blocks is not None or is_searched(t)]  # that a model can be made of
+SHAPES = {
+    "gqa": {"n_head": 4, "n_head_kv": 2, "head_dim": 16},
+    "mqa": {"n_head": 4, "n_head_kv": 1, "head_dim": 32},
+    "mha": {"n_head": 3, "n_head_kv": 3, "head_dim": 80},
+    "group of 7": {"n_head": 14, "n_head_kv": 2, "head_dim": 16},
+    "head of 128": {"n_head": 2, "n_head_kv": 1, "head_dim": 128},
+    "head of 192": {"n_head": 4, "n_head_kv": 2, "head_dim": 192},
+    "head of 256": {"n_head": 2, "n_head_kv": 2, "head_dim": 256},
+    "head of 10": {"n_head": 2, "n_head_kv": 2, "head_dim": 10},
+}
+
+
+def tokens(n: int, seed: int = 1) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, n).astype(np.int32)
 
 
 def byte_alphabet() -> list[str]:

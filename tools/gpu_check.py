@@ -13,7 +13,6 @@ other check is started; the same command then goes on with those that are left, 
 from __future__ import annotations
 
 import argparse
-import os
 import subprocess
 import sys
 import time
@@ -25,16 +24,14 @@ from typing import Any
 
 import numpy as np
 from gpu_report import PARTS, Check, Report, Result, shown
+from same_rounding import FollowingBackend, ListeningBackend
 
 from localcoder.backends.base import Backend, Executable
-from localcoder.backends.c import CBackend
-from localcoder.backends.c import availability as c_availability
 from localcoder.backends.cuda.backend import CudaBackend
 from localcoder.backends.cuda.device import Launch, Memory
 from localcoder.backends.highest import Wanted, wanted_of
 from localcoder.backends.placement import CardsBackend
 from localcoder.backends.program import KVShape, Program, Recorder, RopeTable, Step
-from localcoder.backends.reference import ReferenceBackend
 from localcoder.backends.select import open_backend
 from localcoder.errors import LocalcoderError
 from localcoder.quants import ALL, QuantTensor, QuantType, by_name
@@ -47,7 +44,9 @@ DECODE_BATCHES = {0: (1, 2, 4, 8, 16), 8192: (1, 2, 4, 8), 16320: (1,)}  # by de
 PREFILL_LENGTHS = (128, 512, 2048, 8192)
 UBATCH = 2048
 TOLERANCE = 1e-3
-ROUNDED_TOLERANCE = 0.03  # where one activation may be rounded the other way
+# How far from a tie a value may be rounded the other way, of the largest that shares its scale, by kind of cache: q8_0
+# has scales that are halves, its values meet many tokens as halves, and what they add up to may be small.
+TIE = {"f16": 1e-4, "q8_0": 0.05}
 MIXED = {"q4_k_m": ("q4_k", "q6_k")}  # most matrices; attn_v and ffn_down of every second layer, and the output
 
 
@@ -158,7 +157,7 @@ def all_logits(backend: Backend, program: Program, lengths: list[int], n_sequenc
 
 
 def correctness_checks(backend: CudaBackend) -> Iterator[Check]:
-    """Logits of small models, against the CPU's kernels."""
+    """Logits of small models, against the reference: of recorded steps, and of launches one by one."""
     cases = [(qtype.name, "f16", [21, 1, 3], 1, 64, 2) for qtype in ALL]
     cases += [(name, kv, [70, 1, 9], 3, 64, 2) for name in ("f16", "q8_0", "q4_k_m") for kv in ("f16", "q8_0")]
     cases += [("q4_k_m", "f16", [512, 300, 1, 1], 1, 64, 2)]
@@ -173,17 +172,19 @@ def compare(
     backend: CudaBackend, types: str, kv_type: str, lengths: list[int], n_sequences: int, head_dim: int, n_head_kv: int
 ) -> Iterator[Result]:
     program, _ = record(Shape(2, 256, 512, 4, n_head_kv, 320, head_dim), types, sum(lengths), kv_type)
-    cpu: Backend = CBackend(os.cpu_count() or 1) if c_availability() is None else ReferenceBackend()
-    expected = all_logits(cpu, program, lengths, n_sequences)
-    result = all_logits(backend, program, lengths, n_sequences)
+    card = ListeningBackend(backend.device)
+    reference = FollowingBackend(card)
+    recorded, result, expected = (all_logits(b, program, lengths, n_sequences) for b in (backend, card, reference))
     errors = np.abs(result - expected) / np.abs(expected).max()
-    rounded = kv_type != "f16" or by_name(MIXED.get(types, (types,))[0]).activation == "q8"
     worst = np.unravel_index(int(np.argmax(np.where(np.isnan(errors), np.inf, errors))), errors.shape)
+    nearer = max(reference.activations.worst, reference.cache.worst)
     yield {
         "max_error": float(errors.max()),
         "median_error": float(np.median(errors.max(axis=1))),
         "worst": [int(i) for i in worst],
-        "ok": bool(errors.max() <= (ROUNDED_TOLERANCE if rounded else TOLERANCE)),
+        "rounded_otherwise": reference.activations.n_moved / max(reference.activations.n, 1),
+        "from_a_tie": nearer,
+        "ok": bool(errors.max() <= TOLERANCE and nearer <= TIE[kv_type] and np.array_equal(result, recorded)),
     }
 
 

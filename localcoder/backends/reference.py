@@ -9,11 +9,13 @@ from __future__ import annotations
 from functools import cache
 
 import numpy as np
+from numpy.typing import NDArray
 
 from localcoder.backends.base import Backend, Executable, HostKVStore, InstructionSet, KVStore
 from localcoder.backends.program import (
     Add,
     Attend,
+    Buffer,
     Embed,
     Input,
     KVShape,
@@ -91,10 +93,7 @@ class ReferenceExecutable(Executable):
         if isinstance(op, Linear):
             x = values[op.x.id]
             if op.weight.qtype.activation == "q8":
-                scales, codes = quantize_q8(x)
-                x = np.multiply(scales[..., None], codes.reshape(*scales.shape, Q8_GROUP), dtype=np.float32).reshape(
-                    x.shape
-                )
+                x = self.round_activations(op.x, x)
             return x @ self._dequantized(op.weight).T
         if isinstance(op, Rope):
             return self._rotate(values[op.x.id], op.n_head, step)
@@ -111,6 +110,12 @@ class ReferenceExecutable(Executable):
         assert isinstance(op, SelectOutputs)
         return values[op.x.id][step.outputs]
 
+    def round_activations(self, buffer: Buffer, x: Float32) -> Float32:
+        """What a product of x, the values of `buffer`, is computed from."""
+        del buffer
+        scales, codes = quantize_q8(x)
+        return np.multiply(scales[..., None], codes.reshape(*scales.shape, Q8_GROUP), dtype=np.float32).reshape(x.shape)
+
     def _rotate(self, x: Float32, n_head: int, step: Step) -> Float32:
         cos = self._program.rope.cos[step.positions][:, None, :]
         sin = self._program.rope.sin[step.positions][:, None, :]
@@ -120,12 +125,18 @@ class ReferenceExecutable(Executable):
 
     def _write_kv(self, op: WriteKV, values: dict[int, Float32], step: Step) -> None:
         shape = self._kv.shape
-        kv_type = by_name(shape.kv_type)
         pages = step.page_table[step.sequences, step.positions // shape.page_size]
         slots = step.positions % shape.page_size
-        for store, buffer in ((self._kv.k, op.k), (self._kv.v, op.v)):
+        for i, (store, buffer) in enumerate(((self._kv.k, op.k), (self._kv.v, op.v))):
             rows = values[buffer.id].reshape(-1, shape.n_head_kv, shape.head_dim)
-            store[op.layer, pages, :, slots] = kv_type.quantize(rows)
+            store[op.layer, pages, :, slots] = self.round_for_cache(op, i, rows, pages, slots)
+
+    def round_for_cache(
+        self, op: WriteKV, i: int, rows: Float32, pages: NDArray[np.int32], slots: NDArray[np.int32]
+    ) -> Bytes:
+        """Keys (i = 0) or values (1), [n_tokens, n_head_kv, head_dim], as the cache stores them in those places."""
+        del op, i, pages, slots
+        return by_name(self._kv.shape.kv_type).quantize(rows)
 
     def _attend(self, op: Attend, q: Float32, step: Step) -> Float32:
         shape = self._kv.shape

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_model import write_tiny_model
+from tiny_model import SHAPES, TYPES, tokens, write_tiny_model
 
 from localcoder.backends import select
 from localcoder.backends.base import Backend
@@ -21,21 +21,9 @@ from localcoder.backends.reference import ReferenceBackend
 from localcoder.errors import BackendError
 from localcoder.files.gguf_reader import GGUFFile
 from localcoder.model.engine import Chunk, Engine
-from localcoder.quants import ALL, by_name
-from localcoder.quants.search import is_searched
+from localcoder.quants import by_name
 
 TOLERANCE = 1e-3  # of the largest logit; the f16 cache alone rounds to 5e-4
-TYPES = [t.name for t in ALL if t.quantize_blocks is not None or is_searched(t)]
-SHAPES = {
-    "gqa": {"n_head": 4, "n_head_kv": 2, "head_dim": 16},
-    "mqa": {"n_head": 4, "n_head_kv": 1, "head_dim": 32},
-    "mha": {"n_head": 3, "n_head_kv": 3, "head_dim": 80},
-    "group of 7": {"n_head": 14, "n_head_kv": 2, "head_dim": 16},
-    "head of 128": {"n_head": 2, "n_head_kv": 1, "head_dim": 128},
-    "head of 192": {"n_head": 4, "n_head_kv": 2, "head_dim": 192},
-    "head of 256": {"n_head": 2, "n_head_kv": 2, "head_dim": 256},
-    "head of 10": {"n_head": 2, "n_head_kv": 2, "head_dim": 10},
-}
 
 
 def names() -> list[str]:
@@ -68,10 +56,6 @@ def model(folder):
         return GGUFFile.open(write_tiny_model(folder / f"{file_name}.gguf", **properties))
 
     return make
-
-
-def tokens(n: int, seed: int = 1) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, n).astype(np.int32)
 
 
 def all_logits(engine: Engine, ids: np.ndarray, cuts: tuple[int, ...] = ()) -> np.ndarray:
@@ -183,7 +167,7 @@ def test_odd_widths_and_tied_embeddings(name, model, properties):
 @pytest.mark.parametrize("type_name", ["f32", "f16", "bf16", "q8_0", "q4_0"])
 def test_a_result_depends_neither_on_chunks_nor_on_threads(name, model, type_name):
     if batch_tolerance(name):
-        pytest.skip("the order of sums depends on the number of tokens (few on a card: test_cuda_emulated.py)")
+        pytest.skip("the order of sums depends on the number of tokens (few on a card: test_cuda_kernels.py)")
     file = model(type_name=type_name)
     ids = tokens(150)
     whole = all_logits(Engine(file, opened(name, 1)), ids)
