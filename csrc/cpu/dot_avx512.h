@@ -11,7 +11,7 @@ INLINE fvec load_bf16(const uint8_t *p) {
 
 #define f_total _mm512_reduce_add_ps
 #define DOT_TOKENS 6
-enum { DOT_ROWS = 4, DOT_ROWS_ALONE = 4 };
+enum { DOT_ROWS = 4, DOT_ROWS_ALONE = 4, DOT_PACKS = true };
 #include "dot_rows.h"
 
 #endif

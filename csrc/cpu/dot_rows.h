@@ -1,7 +1,8 @@
 /* Products of rows of a float type with tokens, in blocks of sums that stay in registers. Included by the file of an
  * instruction set, which has before: load_f32, load_f16 and load_bf16, which read VEC_ROWS values of a row as float32;
- * f_total, which adds up the lanes of a register; DOT_ROWS and DOT_TOKENS, how large a block may be, and DOT_ROWS_ALONE,
- * of how many rows for one token. */
+ * f_total, which adds up the lanes of a register; DOT_ROWS and DOT_TOKENS, how large a block may be, DOT_ROWS_ALONE, of how
+ * many rows for one token, and DOT_PACKS, whether many tokens are packed first: rows that lie a power of two apart drive
+ * each other out of the cache where those of a block are more than it has ways. */
 #ifndef LC_DOT_ROWS_H
 #define LC_DOT_ROWS_H
 
@@ -9,6 +10,7 @@ typedef fvec (*load_fn)(const uint8_t *);
 
 enum {
     DOT_FEW = 12, /* tokens that do not repay packing */
+    DOT_NEAR_BYTES = 3 << 16, /* of tokens that stay in the second-level cache while rows pass by */
     DOT_STEP = VEC_ROWS,
     DOT_SUMS = LC_DOT_STRETCH * DOT_TOKENS * DOT_STEP
 };
@@ -121,8 +123,16 @@ INLINE void dot_few(const dots *d, int n_rows, int n_tokens, const uint8_t *ahea
     }
 }
 
-/* x of a block's tokens, [n / DOT_STEP][n_tokens][DOT_STEP]: rows that lie a power of two apart would drive each other out of
- * the cache. */
+/* Many tokens where they are. */
+INLINE void dot_in_place(const dots *d, int n_rows, int n_tokens, const uint8_t *ahead, load_fn load) {
+    const int groups = DOT_NEAR_BYTES / (int)sizeof *d->x / DOT_TOKENS / d->n, near = (groups > 0 ? groups : 1) * DOT_TOKENS;
+    for (int t = 0; t < n_tokens; t += near) {
+        const dots part = dots_from(d, 0, t);
+        dot_few(&part, n_rows, lc_at_most(n_tokens - t, near), ahead, load, DOT_ROWS);
+    }
+}
+
+/* x of a block's tokens, [n / DOT_STEP][n_tokens][DOT_STEP]. */
 INLINE void pack_tokens(const float *x, size_t ldx, int n_tokens, int n, float *to) {
     for (int t = 0; t < n_tokens; t++, x += ldx, to += DOT_STEP) {
         int i = 0;
@@ -159,6 +169,8 @@ INLINE void dot_rows(const dots *d, int n_rows, int n_tokens, const uint8_t *ahe
         dot_few(d, n_rows, 1, ahead, load, DOT_ROWS_ALONE);
     else if (n_tokens <= DOT_FEW)
         dot_few(d, n_rows, n_tokens, ahead, load, DOT_ROWS);
+    else if (!DOT_PACKS)
+        dot_in_place(d, n_rows, n_tokens, ahead, load);
     else
         for (int r = 0; r < n_rows; r += LC_DOT_STRETCH) {
             const dots part = dots_from(d, r, 0);

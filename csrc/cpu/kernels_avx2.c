@@ -64,7 +64,7 @@ INLINE __m256 load_bf16(const uint8_t *p) {
 
 #define f_total sum_f32
 #define DOT_TOKENS 3
-enum { DOT_ROWS = 4, DOT_ROWS_ALONE = 2 };
+enum { DOT_ROWS = 4, DOT_ROWS_ALONE = 2, DOT_PACKS = false };
 #include "dot_rows.h"
 
 /* --- rows ----------------------------------------------------------------------------------------------------- */

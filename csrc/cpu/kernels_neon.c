@@ -85,7 +85,7 @@ INLINE float32x4_t load_bf16(const uint8_t *p) {
 
 #define f_total vaddvq_f32
 #define DOT_TOKENS 4
-enum { DOT_ROWS = 4, DOT_ROWS_ALONE = 4 };
+enum { DOT_ROWS = 4, DOT_ROWS_ALONE = 4, DOT_PACKS = true };
 #include "dot_rows.h"
 
 /* --- rows ----------------------------------------------------------------------------------------------------- */

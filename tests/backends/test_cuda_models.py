@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+from gpu_check import compare
 from same_rounding import FollowingBackend, ListeningBackend
 from tiny_model import SHAPES, TYPES, tokens, write_tiny_model
 
@@ -16,7 +17,7 @@ from localcoder.backends.cuda import emulated
 from localcoder.backends.cuda.device import Device
 from localcoder.files.gguf_reader import GGUFFile
 from localcoder.model.engine import Chunk, Engine
-from localcoder.quants import by_name
+from localcoder.quants import ALL, by_name
 
 _REASON = emulated.availability()
 pytestmark = pytest.mark.skipif(_REASON is not None, reason=str(_REASON))
@@ -92,6 +93,14 @@ def test_every_format(type_name, tmp_path):
     path = write_tiny_model(tmp_path / "m.gguf", type_name=type_name, n_embd=256, n_ff=512, n_head=4)
     bounds = BF16 if type_name == "bf16" else EXACT
     check(path, rounded=by_name(type_name).activation == "q8", bounds=bounds)
+
+
+@pytest.mark.parametrize("type_name", [t.name for t in ALL if t.name not in TYPES])
+def test_formats_that_are_only_read(type_name):
+    """In random blocks, as `gpu_check.py` tries a real card."""
+    (result,) = compare(emulated.EmulatedCudaBackend(), type_name, "f16", [21, 1, 3], 1, 64, 2)
+    assert result["ok"]
+    assert result["max_error"] <= EXACT.logits
 
 
 @pytest.mark.parametrize("type_name", ["f16", "q8_0", "q4_0"])
