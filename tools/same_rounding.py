@@ -14,7 +14,7 @@ Each step runs on `card` first, then on `reference`; both have programs, pages a
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,14 +73,6 @@ class _Listening(Device):
         if codes != NONE:
             self.heard.append(np.empty((launch.grid[0], width), np.int8))
             self._device.read(codes, self.heard[-1])
-
-    def record(self, launches: Sequence[Launch]) -> object:
-        return tuple(launches)
-
-    def replay(self, recorded: object) -> None:
-        assert isinstance(recorded, tuple)
-        for launch in recorded:
-            self.launch(launch)
 
 
 class ListeningBackend(CudaBackend):

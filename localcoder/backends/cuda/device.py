@@ -127,12 +127,14 @@ class Device(ABC):
     @abstractmethod
     def launch(self, launch: Launch) -> None: ...
 
-    @abstractmethod
     def record(self, launches: Sequence[Launch]) -> object:
-        """Prepares launches to be run together by `replay`, in their order."""
+        """Prepares launches to be run together by `replay`, in their order; by default one by one."""
+        return tuple(launches)
 
-    @abstractmethod
-    def replay(self, recorded: object) -> None: ...
+    def replay(self, recorded: object) -> None:
+        assert isinstance(recorded, tuple)
+        for launch in recorded:
+            self.launch(launch)
 
     def close(self) -> None:  # noqa: B027  (nothing to give back, by default)
         """Gives back what is not memory."""

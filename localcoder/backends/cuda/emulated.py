@@ -7,7 +7,7 @@ environment names it. LOCALCODER_CUDA_EMULATED_MIB says how many cards there are
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -101,14 +101,6 @@ class EmulatedDevice(Device):
         fault = self._lib.lc_emulated_launch(launch.kernel.encode(), *launch.grid, launch.threads, words)
         if fault != self._ffi.NULL:
             raise BackendError(f"CUDA kernel: {self._ffi.string(fault).decode()}")
-
-    def record(self, launches: Sequence[Launch]) -> object:
-        return tuple(launches)
-
-    def replay(self, recorded: object) -> None:
-        assert isinstance(recorded, tuple)
-        for launch in recorded:
-            self.launch(launch)
 
 
 class EmulatedCudaBackend(CudaBackend):
