@@ -28,7 +28,7 @@ from localcoder.backends.cuda.plan import NONE
 from localcoder.backends.program import Buffer, KVShape, Program, Step, WriteKV
 from localcoder.backends.reference import ReferenceBackend, ReferenceExecutable
 from localcoder.quants import QuantType, by_name
-from localcoder.quants.activations import Q8_GROUP, quantize_q8
+from localcoder.quants.activations import Q8_GROUP, dequantize_q8, quantize_q8
 from localcoder.quants.spec import Bytes, Float32
 
 Codes = NDArray[np.int8]
@@ -149,13 +149,15 @@ class _FollowingExecutable(ReferenceExecutable):
         return super().run(step)
 
     def round_activations(self, buffer: Buffer, x: Float32) -> Float32:
-        if buffer.id not in self._rounded and len(x):
+        if not len(x):
+            return x
+        if buffer.id not in self._rounded:
             scales, codes = quantize_q8(x)
+            own, taken = (dequantize_q8(scales, choice) for choice in (codes, self._backend.card.next_codes()))
             groups = (*scales.shape, Q8_GROUP)
-            own, taken = (scales[..., None] * c.reshape(groups) for c in (codes, self._backend.card.next_codes()))
-            self._backend.activations.note(x.reshape(groups), own, taken)
-            self._rounded[buffer.id] = taken.reshape(x.shape)
-        return self._rounded[buffer.id] if len(x) else x
+            self._backend.activations.note(*(values.reshape(groups) for values in (x, own, taken)))
+            self._rounded[buffer.id] = taken
+        return self._rounded[buffer.id]
 
     def round_for_cache(
         self, op: WriteKV, i: int, rows: Float32, pages: NDArray[np.int32], slots: NDArray[np.int32]

@@ -31,7 +31,7 @@ from localcoder.backends.program import (
     writes,
 )
 from localcoder.quants import by_name
-from localcoder.quants.activations import Q8_GROUP, quantize_q8
+from localcoder.quants.activations import dequantize_q8, quantize_q8
 from localcoder.quants.spec import Bytes, Float32, QuantTensor, QuantType
 
 
@@ -113,8 +113,7 @@ class ReferenceExecutable(Executable):
     def round_activations(self, buffer: Buffer, x: Float32) -> Float32:
         """What a product of x, the values of `buffer`, is computed from."""
         del buffer
-        scales, codes = quantize_q8(x)
-        return np.multiply(scales[..., None], codes.reshape(*scales.shape, Q8_GROUP), dtype=np.float32).reshape(x.shape)
+        return dequantize_q8(*quantize_q8(x))
 
     def _rotate(self, x: Float32, n_head: int, step: Step) -> Float32:
         cos = self._program.rope.cos[step.positions][:, None, :]

@@ -24,3 +24,9 @@ def quantize_q8(x: Float32) -> tuple[Float32, NDArray[np.int8]]:
     inverse = np.where(np.isfinite(inverse), inverse, np.float32(0))
     codes = np.rint(groups * inverse[..., None]).astype(np.int8).reshape(x.shape)
     return extreme / np.float32(127), codes
+
+
+def dequantize_q8(scales: Float32, codes: NDArray[np.int8]) -> Float32:
+    """What `quantize_q8` gave, as float32 [..., n]."""
+    groups = codes.reshape(*scales.shape, Q8_GROUP)
+    return np.multiply(scales[..., None], groups, dtype=np.float32).reshape(codes.shape)
