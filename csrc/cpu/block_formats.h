@@ -209,11 +209,12 @@ INLINE vec joined(half_sums sum, int sub, int bits, int has_min) {
 typedef struct sink {
     uint8_t *codes; /* of this block in the panel */
     float *scales, *mins;
+    int32_t *lacks;
     int stride;     /* from one scale of a row to its next */
     int bits;       /* of a code */
     int has_min;    /* whether there are minimums */
     uint16_t *bf16; /* of this block in a panel of bf16, */
-    int shared;     /* so many of which share a scale */
+    int shared;     /* so many of which, or of codes of a panel, share a scale */
     const uint8_t *ahead;       /* what to ask memory for next, */
     int lines, n_quads, quad_i; /* so many lines of it, evenly with so many quads: requests in a burst get lost */
     const uint8_t *const *row;  /* and what to bring from the second-level cache into the first: */
@@ -311,6 +312,11 @@ INLINE void put_quad(sink *to, int sub, int first, quad q) {
     v_store(codes + 4 * TILE_ROWS, q.k1);
     v_store(codes + 8 * TILE_ROWS, q.k2);
     v_store(codes + 12 * TILE_ROWS, q.k3);
+    if (!HAS_WIDE_SUMS && to->bits == 8) {
+        int32_t *lacks = to->lacks + first / to->shared * to->stride;
+        const vec lack = lack_of(q.k0, q.k1, q.k2, q.k3);
+        v_store(lacks, first % to->shared == 0 ? lack : v_add32(v_load(lacks), lack));
+    }
 }
 
 /* Adds what group s of a block gives with token t, once the sum of its codes is there. */

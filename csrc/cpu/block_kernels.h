@@ -3,7 +3,7 @@
 #include "block_formats.h"
 
 /* unpack_NAME: as many rows at a time as a vector has places. */
-#define DEFINE_UNPACK(name, id, elems, sub_elems, has_min, bits)                                              \
+#define DEFINE_UNPACK(name, id, elems, sub_elems, has_min, code_bits)                                         \
     static void unpack_##name(const uint8_t *rows, size_t row_bytes, int n_rows, int n, const uint8_t *ahead, \
                               const lc_panel *panel) {                                                        \
         enum { BYTES = sizeof(lc_block_##name), SUBS = elems / sub_elems };                                   \
@@ -15,7 +15,10 @@
                 to.codes = panel->codes + (size_t)b * elems * TILE_ROWS + 4 * r;                              \
                 to.scales = panel->scales + b * SUBS * TILE_ROWS + r;                                         \
                 to.mins = panel->mins + b * SUBS * TILE_ROWS + r;                                             \
+                to.lacks = panel->lacks + b * SUBS * TILE_ROWS + r;                                           \
                 to.stride = TILE_ROWS;                                                                        \
+                to.bits = code_bits;                                                                          \
+                to.shared = sub_elems;                                                                        \
                 ask_ahead(&to, ahead, BYTES, elems);                                                          \
                 scales_##name(row, (size_t)b * BYTES, &to);                                                   \
                 block_##name(row, (size_t)b * BYTES, &to, IN_PANEL);                                               \

@@ -86,7 +86,8 @@ static inline float lc_q8_inverse(float extreme) {
 typedef struct lc_panel {
     uint8_t *codes; /* [n / 4][tile_rows][4]; where the format has no minimum, plus what its tile kernel subtracts again */
     float *scales;  /* [n / sub][tile_rows] */
-    float *mins;    /* [n / sub][tile_rows]; only where the format has minimums */
+    float *mins;    /* [n / sub][tile_rows]; only where the format has minimums, */
+    int32_t *lacks; /* else the same of sums, over codes that are negative, of their sizes, for those who want it; see narrow_sums.h */
 } lc_panel;
 
 /* Asks for n bytes to be brought into the second-level cache; the address need not be valid. */

@@ -74,8 +74,8 @@ size_t lc_sums_bytes(const lc_kernels *kernels, int max_tokens) {
 
 lc_panel lc_panel_at(const lc_kernels *kernels, uint8_t *panels, int tile) {
     uint8_t *p = panels + (size_t)tile * lc_panel_bytes(kernels);
-    float *scales = (float *)(p + kernels->tile_rows * LC_PANEL_ELEMS);
-    return (lc_panel){p, scales, scales + kernels->tile_rows * PANEL_SCALES};
+    float *scales = (float *)(p + kernels->tile_rows * LC_PANEL_ELEMS), *mins = scales + kernels->tile_rows * PANEL_SCALES;
+    return (lc_panel){p, scales, mins, (int32_t *)(void *)mins};
 }
 
 /* Unpacks row by row with the plain code and interleaves. */
@@ -85,15 +85,23 @@ static void unpack_plain(const lc_kernels *kernels, const lc_format *format, con
     const int bias = format->has_min ? 0 : kernels->code_bias;
     int8_t codes[LC_PANEL_ELEMS];
     float scales[PANEL_SCALES], mins[PANEL_SCALES];
+    int32_t lacks[PANEL_SCALES];
     for (int r = 0; r < tile_rows; r++) {
         if (r < n_rows) {
             format->unpack(rows + (size_t)r * row_bytes, n, grid, codes, scales, mins);
-            for (int k = 0; k < n; k++) codes[k] = (int8_t)(codes[k] + bias);
+            memset(lacks, 0, sizeof lacks);
+            for (int k = 0; k < n; k++) {
+                lacks[k / format->sub] -= codes[k] < 0 ? codes[k] : 0;
+                codes[k] = (int8_t)(codes[k] + bias);
+            }
         }
         for (int k = 0; k < n; k += 4) memcpy(panel->codes + (k * tile_rows + 4 * r), codes + k, 4);
         for (int s = 0; s < n / format->sub; s++) {
             panel->scales[s * tile_rows + r] = scales[s];
-            if (format->has_min) panel->mins[s * tile_rows + r] = mins[s];
+            if (format->has_min)
+                panel->mins[s * tile_rows + r] = mins[s];
+            else
+                panel->lacks[s * tile_rows + r] = lacks[s];
         }
     }
 }

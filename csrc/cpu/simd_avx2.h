@@ -17,8 +17,12 @@ typedef const uint8_t *lc_rows[VEC_ROWS];
 
 #define v_and _mm256_and_si256
 #define v_or _mm256_or_si256
+#define v_xor _mm256_xor_si256
+#define v_abs8 _mm256_abs_epi8
 #define v_add8 _mm256_add_epi8
+#define v_add16 _mm256_add_epi16
 #define v_add32 _mm256_add_epi32
+#define v_sub16 _mm256_sub_epi16
 #define v_sub32 _mm256_sub_epi32
 #define v_srl16 _mm256_srli_epi16
 #define v_sll16 _mm256_slli_epi16
@@ -73,15 +77,11 @@ INLINE vec add_products(vec sum, vec w, vec a, int bits) {
 #endif
 }
 #else
+#define v_signed8 _mm256_sign_epi8
+#define v_signs8(w) _mm256_cmpgt_epi8(v_set32(0), w)
+#define v_pairs8 _mm256_maddubs_epi16
+#define widened(sum) _mm256_madd_epi16(sum, _mm256_set1_epi16(1))
 #include "narrow_sums.h"
-INLINE vec add_products(vec sum, vec w, vec a, int bits) {
-    const vec pairs = bits < 8 ? _mm256_maddubs_epi16(w, a)
-                               : _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(a, w));
-    sum = _mm256_add_epi16(sum, pairs);
-    KEEP_ORDER(sum);
-    return sum;
-}
-INLINE vec widened(vec sum) { return _mm256_madd_epi16(sum, _mm256_set1_epi16(1)); }
 #endif
 
 /* Adds `value` to the bytes of v in which `flags` has all of `bits`, of which there is one a byte. */

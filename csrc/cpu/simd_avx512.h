@@ -18,8 +18,12 @@ typedef const uint8_t *lc_rows[VEC_ROWS];
 
 #define v_and _mm512_and_si512
 #define v_or _mm512_or_si512
+#define v_xor _mm512_xor_si512
+#define v_abs8 _mm512_abs_epi8
 #define v_add8 _mm512_add_epi8
+#define v_add16 _mm512_add_epi16
 #define v_add32 _mm512_add_epi32
+#define v_sub16 _mm512_sub_epi16
 #define v_sub32 _mm512_sub_epi32
 #define v_srl16(v, n) _mm512_srli_epi16(v, (unsigned)(n))
 #define v_sll16(v, n) _mm512_slli_epi16(v, (unsigned)(n))
@@ -80,16 +84,11 @@ INLINE vec add_products(vec sum, vec w, vec a, int bits) { return (void)bits, _m
 #endif
 #else
 #define FEW_TOKENS 1
+#define v_signed8(a, w) _mm512_mask_sub_epi8(a, _mm512_movepi8_mask(w), v_set32(0), a)
+#define v_signs8(w) _mm512_movm_epi8(_mm512_movepi8_mask(w))
+#define v_pairs8 _mm512_maddubs_epi16
+#define widened(sum) _mm512_madd_epi16(sum, _mm512_set1_epi16(1))
 #include "narrow_sums.h"
-INLINE vec add_products(vec sum, vec w, vec a, int bits) {
-    const vec pairs = bits < 8 ? _mm512_maddubs_epi16(w, a)
-                               : _mm512_maddubs_epi16(_mm512_abs_epi8(w),
-                                                      _mm512_mask_sub_epi8(a, _mm512_movepi8_mask(w), v_set32(0), a));
-    sum = _mm512_add_epi16(sum, pairs);
-    KEEP_ORDER(sum);
-    return sum;
-}
-INLINE vec widened(vec sum) { return _mm512_madd_epi16(sum, _mm512_set1_epi16(1)); }
 #endif
 
 #define HAS_BYTE_MASKS

@@ -18,12 +18,12 @@ INLINE void tile_vecs(const lc_panel *panel, const lc_q8_block *x, int n, float 
         UNROLLED for (int k = 0; k < sub / 4; k += at_once) {
             vec part[TILE_TOKENS][TILE_VECS];
             UNROLLED for (int i = 0; i < at_once; i++, w += 4 * TILE_ROWS, a += 4 * n_tokens) {
-                vec codes[TILE_VECS];
-                for (int v = v0; v < v0 + n_vecs; v++) codes[v] = v_load(w + 4 * VEC_ROWS * v);
+                tile_codes codes[TILE_VECS];
+                for (int v = v0; v < v0 + n_vecs; v++) codes[v] = tile_codes_of(v_load(w + 4 * VEC_ROWS * v), bits);
                 for (int t = 0; t < n_tokens; t++)
                     for (int v = v0; v < v0 + n_vecs; v++) {
                         const vec start = HAS_WIDE_SUMS ? less_bias_of(bias + t, bits, has_min) : zero;
-                        part[t][v] = add_products(i == 0 ? start : part[t][v], codes[v], v_repeat4(a + 4 * t), bits);
+                        part[t][v] = add_tile_products(i == 0 ? start : part[t][v], codes[v], v_repeat4(a + 4 * t), bits);
                     }
             }
             for (int t = 0; t < n_tokens; t++)
@@ -35,16 +35,22 @@ INLINE void tile_vecs(const lc_panel *panel, const lc_q8_block *x, int n, float 
         }
         const float *a_scale = x->scales + s * sub / LC_GROUP * n_tokens;
         const float *a_sum = (sub == 32 ? x->sums32 : x->sums16) + s * n_tokens;
+        fvec scale[TILE_VECS], min[TILE_VECS];
+        vec lack[TILE_VECS];
         for (int v = v0; v < v0 + n_vecs; v++) {
             const int at = s * TILE_ROWS + v * VEC_ROWS;
-            const fvec scale = f_load(panel->scales + at);
-            for (int t = 0; t < n_tokens; t++) {
+            scale[v] = f_load(panel->scales + at);
+            if (has_min) min[v] = f_load(panel->mins + at);
+            if (bits == 8) lack[v] = v_load(panel->lacks + at);
+        }
+        UNROLLED for (int t = 0; t < n_tokens; t++) {
+            const fvec token_scale = f_set(a_scale[t]), token_sum = f_set(a_sum[t]);
+            const vec unbias = less_bias_of(bias + t, bits, has_min);
+            for (int v = v0; v < v0 + n_vecs; v++) {
                 float *total = c + t * ldc + v * VEC_ROWS;
-                vec d = sum[t][v];
-                if (!HAS_WIDE_SUMS) d = v_add32(d, less_bias_of(bias + t, bits, has_min));
-                fvec y = f_fma(f_from(d), f_mul(scale, f_set(a_scale[t])), f_load(total));
-                if (has_min) y = f_fnma(f_load(panel->mins + at), f_set(a_sum[t]), y);
-                f_store(total, y);
+                const vec d = HAS_WIDE_SUMS ? sum[t][v] : v_add32(sum[t][v], bits == 8 ? lack[v] : unbias);
+                const fvec y = f_fma(f_from(d), f_mul(scale[v], token_scale), f_load(total));
+                f_store(total, has_min ? f_fnma(min[v], token_sum, y) : y);
             }
         }
     }

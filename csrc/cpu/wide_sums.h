@@ -10,4 +10,9 @@ INLINE int widen_later(int bits) { return (void)bits, 1; }
 INLINE int steps_that_fit(int bits) { return (void)bits, LC_GROUP / 4; }
 INLINE vec widened(vec sum) { return sum; }
 
+typedef vec tile_codes;
+INLINE tile_codes tile_codes_of(vec w, int bits) { return (void)bits, w; }
+#define add_tile_products add_products
+INLINE vec lack_of(vec k0, vec k1, vec k2, vec k3) { return (void)k1, (void)k2, (void)k3, k0; } /* not wanted */
+
 #endif
