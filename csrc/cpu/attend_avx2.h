@@ -3,12 +3,25 @@
 #ifndef LC_ATTEND_AVX2_H
 #define LC_ATTEND_AVX2_H
 
+/* The sums of four vectors, each added up as sum_f32 does it. */
+INLINE __m128 sums_of_4(__m256 a, __m256 b, __m256 c, __m256 d) {
+    const __m256 x = _mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31));
+    const __m256 y = _mm256_add_ps(_mm256_permute2f128_ps(c, d, 0x20), _mm256_permute2f128_ps(c, d, 0x31));
+    const __m256d xd = _mm256_castps_pd(x), yd = _mm256_castps_pd(y);
+    const __m256 z = _mm256_add_ps(_mm256_castpd_ps(_mm256_unpacklo_pd(xd, yd)),
+                                   _mm256_castpd_ps(_mm256_unpackhi_pd(xd, yd)));
+    const __m256 s = _mm256_add_ps(_mm256_shuffle_ps(z, z, 0x88), _mm256_shuffle_ps(z, z, 0xDD)); /* a c a c, b d b d */
+    return _mm_unpacklo_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps(s, 1));
+}
+
+enum { SCORE_QUERIES = 3, SCORE_KEYS = 4 };
+
 /* Half of the 16 lanes; sums in all would not fit in the registers. */
-INLINE void half_dots(const float *q, const float *k, int d, int n_q, int n_k, __m256 sum[2][4]) {
+INLINE void half_dots(const float *q, const float *k, int d, int n_q, int n_k, __m256 sum[SCORE_QUERIES][SCORE_KEYS]) {
     for (int i = 0; i < n_q; i++)
         for (int j = 0; j < n_k; j++) sum[i][j] = _mm256_setzero_ps();
     for (int e = 0; e < d; e += 16) {
-        __m256 v[2];
+        __m256 v[SCORE_QUERIES];
         for (int i = 0; i < n_q; i++) v[i] = _mm256_loadu_ps(q + i * d + e);
         for (int j = 0; j < n_k; j++) {
             const __m256 key = _mm256_loadu_ps(k + j * d + e);
@@ -18,25 +31,31 @@ INLINE void half_dots(const float *q, const float *k, int d, int n_q, int n_k, _
 }
 
 INLINE void scores_block(const float *q, const float *k, int d, float scale, float *scores, int lds, int n_q, int n_k) {
-    __m256 lower[2][4], upper[2][4];
+    __m256 lower[SCORE_QUERIES][SCORE_KEYS], upper[SCORE_QUERIES][SCORE_KEYS];
     half_dots(q, k, d, n_q, n_k, lower);
     half_dots(q + 8, k + 8, d, n_q, n_k, upper);
-    for (int i = 0; i < n_q; i++)
-        for (int j = 0; j < n_k; j++) scores[i * lds + j] = sum_f32(_mm256_add_ps(lower[i][j], upper[i][j])) * scale;
+    for (int i = 0; i < n_q; i++) {
+        __m256 s[SCORE_KEYS];
+        for (int j = 0; j < n_k; j++) s[j] = _mm256_add_ps(lower[i][j], upper[i][j]);
+        if (n_k == SCORE_KEYS)
+            _mm_storeu_ps(scores + i * lds, _mm_mul_ps(sums_of_4(s[0], s[1], s[2], s[3]), _mm_set1_ps(scale)));
+        else
+            for (int j = 0; j < n_k; j++) scores[i * lds + j] = sum_f32(s[j]) * scale;
+    }
+}
+
+INLINE void scores_rows(const float *q, const float *k, int n_k, int d, float scale, float *scores, int lds, int n_q) {
+    int j = 0;
+    for (; j + SCORE_KEYS <= n_k; j += SCORE_KEYS) scores_block(q, k + j * d, d, scale, scores + j, lds, n_q, SCORE_KEYS);
+    for (; j < n_k; j++) scores_block(q, k + j * d, d, scale, scores + j, lds, n_q, 1);
 }
 
 static void attend_scores(const float *q, int n_q, const float *k, int n_k, int d, float scale, float *scores,
                           int lds) {
-    int i = 0;
-    for (; i + 2 <= n_q; i += 2) {
-        int j = 0;
-        for (; j + 4 <= n_k; j += 4) scores_block(q + i * d, k + j * d, d, scale, scores + i * lds + j, lds, 2, 4);
-        for (; j < n_k; j++) scores_block(q + i * d, k + j * d, d, scale, scores + i * lds + j, lds, 2, 1);
-    }
-    if (i == n_q) return;
-    int j = 0;
-    for (; j + 4 <= n_k; j += 4) scores_block(q + i * d, k + j * d, d, scale, scores + i * lds + j, lds, 1, 4);
-    for (; j < n_k; j++) scores_block(q + i * d, k + j * d, d, scale, scores + i * lds + j, lds, 1, 1);
+    for (; n_q >= SCORE_QUERIES; n_q -= SCORE_QUERIES, q += SCORE_QUERIES * d, scores += SCORE_QUERIES * lds)
+        scores_rows(q, k, n_k, d, scale, scores, lds, SCORE_QUERIES);
+    if (n_q == 2) scores_rows(q, k, n_k, d, scale, scores, lds, 2);
+    if (n_q == 1) scores_rows(q, k, n_k, d, scale, scores, lds, 1);
 }
 
 static float exp_sum(float *scores, int n, float max) {
@@ -94,17 +113,6 @@ INLINE __m256 values_at(int type, const uint8_t *row, int e, __m256 scale) {
     const __m256i pairs = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const void *)(b->qs + e % 16)));
     const __m256i codes = e % 32 < 16 ? v_and(pairs, v_set32(15)) : v_srl32(pairs, 4);
     return _mm256_mul_ps(scale, _mm256_cvtepi32_ps(v_sub32(codes, v_set32(8))));
-}
-
-/* The sums of four vectors, each added up as sum_f32 does it. */
-INLINE __m128 sums_of_4(__m256 a, __m256 b, __m256 c, __m256 d) {
-    const __m256 x = _mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31));
-    const __m256 y = _mm256_add_ps(_mm256_permute2f128_ps(c, d, 0x20), _mm256_permute2f128_ps(c, d, 0x31));
-    const __m256d xd = _mm256_castps_pd(x), yd = _mm256_castps_pd(y);
-    const __m256 z = _mm256_add_ps(_mm256_castpd_ps(_mm256_unpacklo_pd(xd, yd)),
-                                   _mm256_castpd_ps(_mm256_unpackhi_pd(xd, yd)));
-    const __m256 s = _mm256_add_ps(_mm256_shuffle_ps(z, z, 0x88), _mm256_shuffle_ps(z, z, 0xDD)); /* a c a c, b d b d */
-    return _mm_unpacklo_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps(s, 1));
 }
 
 enum { KEYS_ALONG = 4, VALUES_ALONG = 64, KEY_PARTS = 2 };
