@@ -1,4 +1,5 @@
 /* Checks a program and lays it out for replay. */
+#include <stdlib.h>
 #include <string.h>
 
 #include "aligned.h"

@@ -1,0 +1,31 @@
+#define _DEFAULT_SOURCE /* madvise */
+#include "aligned.h"
+
+#include <stdlib.h>
+#if defined(_WIN32)
+#include <malloc.h>
+#elif defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+void *lc_alloc(size_t n_bytes) {
+    const size_t align = n_bytes < LC_HUGE_PAGE / 4 ? LC_ALIGN : LC_HUGE_PAGE;
+    n_bytes = lc_round_up(n_bytes ? n_bytes : 1, align);
+#if defined(_WIN32)
+    return _aligned_malloc(n_bytes, align);
+#else
+    void *p = aligned_alloc(align, n_bytes);
+#if defined(MADV_HUGEPAGE)
+    if (p != NULL && align == LC_HUGE_PAGE) (void)madvise(p, n_bytes, MADV_HUGEPAGE); /* a system without them goes on as before */
+#endif
+    return p;
+#endif
+}
+
+void lc_free(void *p) {
+#if defined(_WIN32)
+    _aligned_free(p);
+#else
+    free(p);
+#endif
+}
