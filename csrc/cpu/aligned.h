@@ -6,8 +6,8 @@
 
 enum {
     LC_ALIGN = 64,
-    LC_HUGE_PAGE = 2 << 20 /* Pieces that fill a good part of one are kept in such pages, where the system has them: many
-                              tokens come from more small pages than a processor remembers the places of. */
+    LC_HUGE_PAGE = 2 << 20 /* Pieces are kept in such pages as far as they fill them, where the system has them: many tokens
+                              come from more small pages than a processor remembers the places of. */
 };
 
 static inline size_t lc_round_up(size_t n, size_t multiple) { return (n + multiple - 1) / multiple * multiple; }
