@@ -14,39 +14,43 @@ INLINE __m128 sums_of_4(__m256 a, __m256 b, __m256 c, __m256 d) {
     return _mm_unpacklo_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps(s, 1));
 }
 
-enum { SCORE_QUERIES = 3, SCORE_KEYS = 4 };
+enum { KEYS_ALONG = 4, VALUES_ALONG = 64, KEY_PARTS = 2 };
+typedef fvec lc_key_sum[KEY_PARTS]; /* lanes 0 to 7, and 8 to 15 */
 
-/* Half of the 16 lanes; sums in all would not fit in the registers. */
-INLINE void half_dots(const float *q, const float *k, int d, int n_q, int n_k, __m256 sum[SCORE_QUERIES][SCORE_KEYS]) {
+INLINE void store_scores(const lc_key_sum *sum, int n_k, float scale, float *scores) {
+    __m256 s[KEYS_ALONG];
+    for (int j = 0; j < KEYS_ALONG; j++) s[j] = _mm256_add_ps(sum[j][0], sum[j][1]);
+    float all[KEYS_ALONG];
+    _mm_storeu_ps(all, _mm_mul_ps(sums_of_4(s[0], s[1], s[2], s[3]), _mm_set1_ps(scale)));
+    memcpy(scores, all, (size_t)n_k * sizeof *scores);
+}
+
+enum { SCORE_QUERIES = 3 };
+
+/* One part of the lanes; sums in all would not fit in the registers. */
+INLINE void part_dots(const float *q, const float *k, int d, int n_q, int n_k, int part, lc_key_sum sum[SCORE_QUERIES][KEYS_ALONG]) {
     for (int i = 0; i < n_q; i++)
-        for (int j = 0; j < n_k; j++) sum[i][j] = _mm256_setzero_ps();
-    for (int e = 0; e < d; e += 16) {
+        for (int j = 0; j < KEYS_ALONG; j++) sum[i][j][part] = _mm256_setzero_ps();
+    for (int e = VEC_ROWS * part; e < d; e += VEC_ROWS * KEY_PARTS) {
         __m256 v[SCORE_QUERIES];
         for (int i = 0; i < n_q; i++) v[i] = _mm256_loadu_ps(q + i * d + e);
         for (int j = 0; j < n_k; j++) {
             const __m256 key = _mm256_loadu_ps(k + j * d + e);
-            for (int i = 0; i < n_q; i++) sum[i][j] = _mm256_fmadd_ps(v[i], key, sum[i][j]);
+            for (int i = 0; i < n_q; i++) sum[i][j][part] = _mm256_fmadd_ps(v[i], key, sum[i][j][part]);
         }
     }
 }
 
 INLINE void scores_block(const float *q, const float *k, int d, float scale, float *scores, int lds, int n_q, int n_k) {
-    __m256 lower[SCORE_QUERIES][SCORE_KEYS], upper[SCORE_QUERIES][SCORE_KEYS];
-    half_dots(q, k, d, n_q, n_k, lower);
-    half_dots(q + 8, k + 8, d, n_q, n_k, upper);
-    for (int i = 0; i < n_q; i++) {
-        __m256 s[SCORE_KEYS];
-        for (int j = 0; j < n_k; j++) s[j] = _mm256_add_ps(lower[i][j], upper[i][j]);
-        if (n_k == SCORE_KEYS)
-            _mm_storeu_ps(scores + i * lds, _mm_mul_ps(sums_of_4(s[0], s[1], s[2], s[3]), _mm_set1_ps(scale)));
-        else
-            for (int j = 0; j < n_k; j++) scores[i * lds + j] = sum_f32(s[j]) * scale;
-    }
+    lc_key_sum sum[SCORE_QUERIES][KEYS_ALONG];
+    part_dots(q, k, d, n_q, n_k, 0, sum);
+    part_dots(q, k, d, n_q, n_k, 1, sum);
+    for (int i = 0; i < n_q; i++) store_scores(sum[i], n_k, scale, scores + i * lds);
 }
 
 INLINE void scores_rows(const float *q, const float *k, int n_k, int d, float scale, float *scores, int lds, int n_q) {
     int j = 0;
-    for (; j + SCORE_KEYS <= n_k; j += SCORE_KEYS) scores_block(q, k + j * d, d, scale, scores + j, lds, n_q, SCORE_KEYS);
+    for (; j + KEYS_ALONG <= n_k; j += KEYS_ALONG) scores_block(q, k + j * d, d, scale, scores + j, lds, n_q, KEYS_ALONG);
     for (; j < n_k; j++) scores_block(q, k + j * d, d, scale, scores + j, lds, n_q, 1);
 }
 
@@ -113,17 +117,6 @@ INLINE __m256 values_at(int type, const uint8_t *row, int e, __m256 scale) {
     const __m256i pairs = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const void *)(b->qs + e % 16)));
     const __m256i codes = e % 32 < 16 ? v_and(pairs, v_set32(15)) : v_srl32(pairs, 4);
     return _mm256_mul_ps(scale, _mm256_cvtepi32_ps(v_sub32(codes, v_set32(8))));
-}
-
-enum { KEYS_ALONG = 4, VALUES_ALONG = 64, KEY_PARTS = 2 };
-typedef fvec lc_key_sum[KEY_PARTS]; /* lanes 0 to 7, and 8 to 15 */
-
-INLINE void store_scores(const lc_key_sum *sum, int n_k, float scale, float *scores) {
-    __m256 s[KEYS_ALONG];
-    for (int j = 0; j < KEYS_ALONG; j++) s[j] = _mm256_add_ps(sum[j][0], sum[j][1]);
-    float all[KEYS_ALONG];
-    _mm_storeu_ps(all, _mm_mul_ps(sums_of_4(s[0], s[1], s[2], s[3]), _mm_set1_ps(scale)));
-    memcpy(scores, all, (size_t)n_k * sizeof *scores);
 }
 
 #include "attend_along.h"

@@ -264,15 +264,16 @@ static void test_quantize_q8(const lc_kernels *k) {
     free(a.memory), free(b.memory);
 }
 
-/* Random blocks with scales that are finite and not large; those of the first rows have the largest and smallest codes. */
-static uint8_t *random_weight(int32_t type, int n_rows, int n_in) {
+/* Random blocks with scales that are finite and not large; those of the first n_extreme rows, at most 4, have the largest
+ * and smallest codes. */
+static uint8_t *random_weight(int32_t type, int n_rows, int n_in, size_t n_extreme) {
     static const uint8_t EXTREMES[] = {0x80, 0x7F, 0xFF, 0};
     const lc_format *format = lc_format_of(type);
     const size_t row_blocks = (size_t)(n_in / format->elems), row_bytes = row_blocks * (size_t)format->bytes;
     const size_t n_blocks = (size_t)n_rows * row_blocks;
     uint8_t *data = take(n_blocks * (size_t)format->bytes);
     for (size_t i = 0; i < n_blocks * (size_t)format->bytes; i++)
-        data[i] = i < sizeof EXTREMES * row_bytes ? EXTREMES[i / row_bytes] : (uint8_t)random_bits();
+        data[i] = i < n_extreme * row_bytes ? EXTREMES[i / row_bytes] : (uint8_t)random_bits();
     for (size_t i = 0; i < n_blocks; i++) {
         uint8_t *block = data + i * (size_t)format->bytes;
         const uint16_t d = lc_float_to_half(random_float() / 16);
@@ -305,7 +306,7 @@ static uint8_t *random_weight(int32_t type, int n_rows, int n_in) {
 static void test_matmul(const lc_kernels *k, const lc_format *format, int32_t type, const int8_t *grid) {
     const int n_in = format->elems == 1 ? 70 : format->elems * (1280 / format->elems) + format->elems;
     const int n_out = 37, max_tokens = 27;
-    uint8_t *data = random_weight(type, n_out, n_in);
+    uint8_t *data = random_weight(type, n_out, n_in, 4);
     const lc_weight weight = {data, grid, type, n_out, n_in};
     float *x = random_floats((size_t)(max_tokens * n_in));
     for (int i = 0; i < 2 * n_in; i++) x[i] = i < n_in ? 1 : -1; /* codes of 127 and -127 */
@@ -345,7 +346,7 @@ static double in_bf16(float x) { return (double)lc_bf16_to_float(lc_float_to_bf1
 /* Many tokens on products of bf16, beside sums in double of the same rounded values. */
 static void test_bf16(const lc_kernels *k, const lc_format *format, int32_t type, const int8_t *grid) {
     const int n_in = format->elems * (640 / format->elems) + format->elems, n_out = 74, most = 3 * LC_BF16_SIDE;
-    uint8_t *data = random_weight(type, n_out, n_in);
+    uint8_t *data = random_weight(type, n_out, n_in, 0);
     const lc_weight weight = {data, grid, type, n_out, n_in};
     float *x = random_floats((size_t)(most * n_in)), *row = take((size_t)n_in * 4), *residual = random_floats((size_t)(most * n_out));
     float *c = lc_alloc(lc_sums_bytes(k, most)), *out = take((size_t)(most * n_out) * 4), *middle = take((size_t)(most * n_out) * 4);
@@ -385,7 +386,7 @@ static void test_bf16_pair(const lc_kernels *k) {
     const lc_activations in = rounded(k, x, N_TOKENS, N_IN, true);
     const lc_matmul_scratch scratch = {lc_alloc(lc_panels_bytes(k)), {NULL, NULL}, NULL};
     for (int i = 0; i < 2; i++) {
-        data[i] = random_weight(LC_TYPE_Q8_0, N_OUT, N_IN);
+        data[i] = random_weight(LC_TYPE_Q8_0, N_OUT, N_IN, 0);
         c[i] = lc_alloc(lc_sums_bytes(k, N_TOKENS));
         const lc_weight weight = {data[i], NULL, LC_TYPE_Q8_0, N_OUT, N_IN};
         lc_bf16_chunk(k, &weight, 0, N_OUT, &in, &scratch, c[i]);
@@ -394,7 +395,7 @@ static void test_bf16_pair(const lc_kernels *k) {
     const lc_activations stored = rounded(k, out, N_TOKENS, N_OUT, true);
     const lc_activations direct = {take(lc_activation_bytes(k, N_TOKENS, N_OUT)), N_TOKENS, N_OUT, true};
     lc_end_pair_bf16(k, c[0], c[1], 0, N_OUT, &direct);
-    uint8_t *weight = random_weight(LC_TYPE_Q8_0, N_OUT, 32);
+    uint8_t *weight = random_weight(LC_TYPE_Q8_0, 32, N_OUT, 0);
     float *y[2];
     for (int i = 0; i < 2; i++) { /* missing tokens are not compared */
         const lc_weight next = {weight, NULL, LC_TYPE_Q8_0, 32, N_OUT};
